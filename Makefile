@@ -1,0 +1,65 @@
+# The project's few commands; `make` alone lists them.
+#
+#   make test PYTHON=/path/to/python3.10    try this interpreter first
+#   make test ARGS=tests/attacks            hand pytest (or the quick start) arguments
+
+VENV := .venv
+ARGS :=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+# A virtual environment half made is made anew.
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test test-all lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | \
+	  while IFS='#' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
+
+quickstart: $(VENV)/.quickstart ## train on the digits with two workers (a few minutes)
+	@$(VENV)/bin/python benchmarks/quickstart.py $(ARGS)
+
+test: $(VENV)/.test ## run the tests, except the long ones
+	@$(VENV)/bin/python -m pytest -q --durations=10 -m "not long" $(ARGS)
+
+test-all: $(VENV)/.test ## run all tests
+	@$(VENV)/bin/python -m pytest -q --durations=10 $(ARGS)
+
+lint: $(VENV)/.test ## check style (ruff) and types (mypy)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy dat_tf
+
+clean: ## remove the virtual environment and what the tools left behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Prints the first interpreter that serves, or `!` and one sentence. A name on the
+# PATH proves nothing: version managers leave shims that fail, and Debian's Python
+# lacks ensurepip, without which venv makes no pip, until its package is installed.
+define FIND_PYTHON
+for python in $(PYTHON) python3.11 python3.10 python3.9 python3 python; do \
+  version=$$("$$python" -c 'import platform; print(platform.python_version())' 2>/dev/null) || continue; \
+  case $$version in \
+    3.9.*|3.10.*|3.11.*) \
+      if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then echo "$$python"; exit; fi; \
+      package="python$${version%.*}-venv"; \
+      without="$$python ($$version) cannot make a virtual environment: apt-get install $$package" ;; \
+    *) found="$$found$${found:+, }$$python ($$version)" ;; \
+  esac; \
+done; \
+echo "! $${without:-DAT-TF needs Python 3.9, 3.10 or 3.11; found $${found:-none}. Install one, \
+or name it: make PYTHON=/path/to/python3.11}"
+endef
+
+$(VENV)/bin/python:
+	$(eval CHOICE := $(shell $(FIND_PYTHON)))
+	$(if $(filter !,$(CHOICE)),$(error $(wordlist 2,99,$(CHOICE))))
+	@echo "Making $(VENV) with $(CHOICE)."
+	@$(CHOICE) -m venv --clear $(VENV)
+	@$@ -m pip install -qq --upgrade pip
+
+# One stamp an extra: pip runs again only when setup.py has changed.
+$(VENV)/.%: $(VENV)/bin/python setup.py
+	@echo "Installing DAT-TF with its $* extra into $(VENV); this takes a minute or two."
+	@$(VENV)/bin/python -m pip install -qq -e '.[$*]'
+	@touch $@

@@ -1,0 +1,48 @@
+"""Packaging of DAT-TF; the settings of its tools stand in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+# Read, not imported: importing dat_tf refuses a Python that is unsuitable, and pip
+# says that better, from python_requires.
+VERSION = re.search(
+  r'^__version__ = "(.+)"$',
+  pathlib.Path(__file__).with_name("dat_tf").joinpath("__init__.py").read_text(),
+  re.MULTILINE,
+).group(1)
+
+# What `make quickstart` needs beyond the package: the digits come with scikit-learn.
+QUICKSTART = ["scikit-learn>=1.2,<2"]
+
+setup(
+  name="dat-tf",
+  version=VERSION,
+  description="Distributed adversarial training of robust image classifiers",
+  license="Apache-2.0",
+  packages=find_packages(include=["dat_tf", "dat_tf.*"]),
+  # TensorFlow Addons 0.23 is the last release; it goes with TensorFlow 2.15, which
+  # goes with NumPy 1 and Python 3.9 to 3.11.
+  python_requires=">=3.9,<3.12",
+  install_requires=[
+    "absl-py>=1.4,<3",
+    "matplotlib>=3.7,<4",
+    "numpy>=1.23,<2",
+    # TensorBoard 2.15 imports pkg_resources, which setuptools 82 dropped.
+    "setuptools<81",
+    "tensorflow>=2.15,<2.16",
+    "tensorflow-addons==0.23.0",
+    "tensorflow-datasets>=4.9.2,<4.10",
+    # Later ones, which TensorFlow Datasets would take, need protobuf 5 without
+    # saying so; TensorFlow 2.15 needs protobuf 4.
+    "tensorflow-metadata>=1.13,<1.18",
+    "tqdm>=4.64,<5",
+  ],
+  extras_require={
+    "quickstart": QUICKSTART,
+    "test": [*QUICKSTART, "mypy>=1.15,<3", "pytest>=8,<10", "ruff>=0.17,<0.18"],
+    "report": ["matplotlib>=3.7,<4"],
+    "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
+  },
+)
