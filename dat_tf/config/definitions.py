@@ -1,0 +1,198 @@
+"""The flags of run_dat.py, room by room: what each means, its unit and its range."""
+
+from __future__ import annotations
+
+import fractions
+import functools
+from typing import Any
+
+from absl import flags
+
+MODES = ("train", "evaluate", "train_and_evaluate", "export")
+
+
+class _NumberParser(flags.ArgumentParser):
+  """A float that may be written as a fraction: 8/255."""
+
+  syntactic_help = "a number or a fraction such as 8/255"
+
+  def __init__(self, above: float, lower: float, upper: float):
+    super().__init__()
+    self._above, self._lower, self._upper = above, lower, upper
+
+  @property
+  def interval(self) -> str:
+    left = f"({self._above:g}" if self._above >= self._lower else f"[{self._lower:g}"
+    right = "inf)" if self._upper == float("inf") else f"{self._upper:g}]"
+    return f"{left}, {right}"
+
+  def flag_type(self) -> str:
+    return "number"
+
+  def parse(self, argument: Any) -> float:
+    try:
+      value = float(fractions.Fraction(str(argument).replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+      raise ValueError(f"{argument!r} is not {self.syntactic_help}") from None
+    if not (value > self._above and self._lower <= value <= self._upper):
+      raise ValueError(f"must lie in {self.interval}")
+    return value
+
+
+def _define_number(
+  name: str,
+  default: Any,
+  help_text: str,
+  above: float = float("-inf"),
+  lower: float = 0.0,
+  upper: float = float("inf"),
+  **kwargs: Any,
+) -> None:
+  parser = _NumberParser(above, lower, upper)
+  flags.DEFINE(
+    parser,
+    name,
+    default,
+    f"{help_text} Range {parser.interval}.",
+    serializer=flags.ArgumentSerializer(),
+    **kwargs,
+  )
+
+
+class _Room:
+  """Defines flags that `--help` lists under a room of the package."""
+
+  def __init__(self, name: str, values: flags.FlagValues):
+    place: dict[str, Any] = {"module_name": f"dat_tf.{name}", "flag_values": values}
+    self.number = functools.partial(_define_number, **place)
+    self.integer = functools.partial(flags.DEFINE_integer, **place)
+    self.choice = functools.partial(flags.DEFINE_enum, **place)
+    self.text = functools.partial(flags.DEFINE_string, **place)
+    self.texts = functools.partial(flags.DEFINE_list, **place)
+    self.switch = functools.partial(flags.DEFINE_boolean, **place)
+
+
+# A flag a paragraph reads better than an argument a line.
+# fmt: off
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines all flags of run_dat.py in `values`."""
+  run = _Room("training", values)
+  run.choice("mode", "train_and_evaluate", MODES, "What to do.")
+  run.text("model_dir", None, "Directory of everything that the run writes. Required.")
+  run.integer("epochs", 10, "Passes over the training data.", lower_bound=1)
+  run.integer(
+      "seed", 0, "Of weights, shuffling, augmentation and random starts.",
+      lower_bound=0, upper_bound=2**31 - 1)
+  run.integer(
+      "evaluate_every", 0,
+      "Epochs between evaluations on the test data while training; 0: none.",
+      lower_bound=0)
+  run.integer(
+      "checkpoints_to_keep", 2, "Number of newest checkpoints kept.", lower_bound=1)
+  run.integer(
+      "log_every", 20, "Steps between two points in TensorBoard.", lower_bound=1)
+  run.integer(
+      "pictures", 8, "Images in each epoch's picture grid in TensorBoard; 0: none.",
+      lower_bound=0, upper_bound=64)
+
+  data = _Room("data", values)
+  data.text(
+      "train_data", None,
+      "TFRecords to train on: a glob pattern, or several separated by commas.")
+  data.text("test_data", None, "TFRecords to evaluate on, likewise.")
+  data.integer("num_classes", 10, "Classes of the labels.", lower_bound=2)
+  data.choice(
+      "first_label", "auto", ("auto", "0", "1"),
+      "Number of the first class in the records; auto: 1 in ImageNet's form, else 0.")
+  data.integer(
+      "global_batch_size", 128,
+      "Images of one step on all workers together; a multiple of the replicas.",
+      lower_bound=1)
+  data.integer(
+      "shuffle_buffer", 10_000,
+      "Records that each worker shuffles among; 0: the order of the files.",
+      lower_bound=0)
+  data.choice(
+      "augmentation", "none", ("none", "pad_crop_flip"),
+      "pad_crop_flip: shift by up to 4 pixels, and mirror half of the images.")
+  data.switch(
+      "data_is_local", False,
+      "Each worker reads all files that its own pattern matches, which no other worker "
+      "has, instead of a share of common files.")
+
+  model = _Room("models", values)
+  model.text(
+      "model", "small_cnn",
+      "small_cnn, preact_resnet18, or a network of tf.keras.applications by name.")
+
+  attack = _Room("attacks", values)
+  attack.choice(
+      "attack", "pgd", ("none", "fgsm", "pgd"),
+      "How training images are attacked; none trains on clean images.")
+  attack.choice("norm", "linf", ("linf", "l2"), "Norm that bounds the perturbation.")
+  attack.number(
+      "epsilon", 8 / 255,
+      "Largest norm of the perturbation, for pixels in [0, 1]; at most 1 for linf.",
+      above=0)
+  attack.number(
+      "step_size", None,
+      "Length of an attack's step in training, in units of pixels in [0, 1]. Default: "
+      "2.5 epsilon / attack_steps for pgd, 1.25 epsilon for fgsm.", above=0)
+  attack.integer(
+      "attack_steps", None, "Steps of pgd in training. Default: 10.", lower_bound=1)
+  attack.integer(
+      "evaluation_attack_steps", 20, "Steps of pgd in evaluation.", lower_bound=1)
+  attack.number(
+      "evaluation_step_size", None,
+      "Length of a step in evaluation, in units of pixels in [0, 1]. Default: 2.5 "
+      "epsilon / evaluation_attack_steps.", above=0)
+  attack.switch(
+      "attack_in_training_mode", False,
+      "Attack with batch-norm in training mode instead of inference mode.")
+
+  objective = _Room("objectives", values)
+  objective.number(
+      "clean_weight", 1.0,
+      "lambda, weight of the clean loss beside the adversarial one.")
+
+  optimizer = _Room("optimizers", values)
+  optimizer.choice("optimizer", "lamb", ("lamb", "lars", "sgd"), "Update rule.")
+  optimizer.number(
+      "learning_rate", 0.01, "Peak learning rate at reference_batch_size.", above=0)
+  optimizer.integer(
+      "reference_batch_size", None,
+      "Images a step for which learning_rate is stated. Default: global_batch_size.",
+      lower_bound=1)
+  optimizer.choice(
+      "learning_rate_scaling", "linear", ("linear", "sqrt"),
+      "How the rate grows from reference_batch_size to global_batch_size.")
+  optimizer.number("warmup_epochs", 0.0, "Epochs of linear warm-up.")
+  optimizer.choice(
+      "decay", "cosine", ("constant", "step", "cosine"),
+      "Course of the rate after the warm-up; step: times 0.1 at decay_epochs.")
+  optimizer.texts(
+      "decay_epochs", [], "Epochs at which decay=step multiplies the rate by 0.1.")
+  optimizer.number("weight_decay", 1e-4, "Of weights, not of biases or batch-norm.")
+  optimizer.number("momentum", 0.9, "Of sgd and lars.", upper=1.0)
+  optimizer.number("beta_1", 0.9, "Of lamb: decay of the gradient's mean.", upper=1.0)
+  optimizer.number(
+      "beta_2", 0.999, "Of lamb: decay of the squared gradient's mean.", upper=1.0)
+  optimizer.number(
+      "min_weight_norm", 0.0,
+      "c_l: a layer's norm counts as at least this in lamb's and lars' trust ratio.")
+  optimizer.number(
+      "max_weight_norm", 10.0,
+      "c_u: a layer's norm counts as at most this in lamb's and lars' trust ratio.")
+
+  communication = _Room("communication", values)
+  communication.choice(
+      "communication", "auto", ("auto", "ring", "nccl"),
+      "Collectives between workers: ring is gRPC, nccl needs GPUs.")
+  communication.integer(
+      "bytes_per_pack", 0,
+      "Bytes of gradient that are reduced together; 0: TensorFlow decides.",
+      lower_bound=0)
+  communication.number(
+      "collective_timeout", 600.0,
+      "Seconds after which a collective that hangs ends the run.", above=0)
+# fmt: on

@@ -1,0 +1,168 @@
+"""The settings of a run: parsed, checked, kept and compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from dat_tf.config.definitions import define_flags
+from dat_tf.errors import UserError
+
+# What a later run in the same model_dir may change. The number of workers is no flag:
+# it may change too, since batches are stated for all workers together.
+# fmt: off
+MAY_CHANGE = frozenset({
+    "mode", "model_dir", "epochs", "evaluate_every",
+    "test_data", "evaluation_attack_steps", "evaluation_step_size",
+    "log_every", "pictures", "checkpoints_to_keep",
+    "communication", "bytes_per_pack", "collective_timeout",
+})
+# fmt: on
+
+
+def parse(argv: Sequence[str]) -> flags.FlagValues:
+  """The settings that a command line stands for.
+
+  Args:
+    argv: the program's name and its arguments, as in sys.argv. `--help` prints all
+      flags and ends the program.
+
+  Returns:
+    An object with an attribute for each flag.
+
+  Raises:
+    UserError: an unknown flag, a value out of range, a flagfile that is not there,
+      words that are no flags, or settings that contradict each other.
+  """
+  values = flags.FlagValues()
+  define_flags(values)
+  if "--help" in argv:
+    print(values.get_help())
+    raise SystemExit(0)
+  try:
+    words = values(list(argv))[1:]
+  except flags.Error as error:
+    raise UserError(str(error)) from None
+  if words:
+    raise UserError(
+      f"Unexpected argument {words[0]!r}: flags are written --name=value."
+    )
+  _check(values)
+  _resolve(values)
+  return values
+
+
+def _resolve(config: Any) -> None:
+  """Fills in the defaults that depend on other flags."""
+  if config.attack_steps is None:
+    config.attack_steps = 1 if config.attack == "fgsm" else 10
+  if config.step_size is None:
+    factor = 1.25 if config.attack == "fgsm" else 2.5 / config.attack_steps
+    config.step_size = factor * config.epsilon
+  if config.evaluation_step_size is None:
+    config.evaluation_step_size = 2.5 * config.epsilon / config.evaluation_attack_steps
+  if config.reference_batch_size is None:
+    config.reference_batch_size = config.global_batch_size
+
+
+def _check(config: Any) -> None:
+  """Raises UserError where settings contradict each other."""
+  training = config.mode in ("train", "train_and_evaluate")
+  evaluating = config.mode in ("evaluate", "train_and_evaluate")
+  contradictions: list[tuple[Any, str]] = [
+    (config.model_dir is None, "--model_dir is required: where the run writes."),
+    (
+      training and config.train_data is None,
+      f"--train_data is required by --mode={config.mode}: TFRecords to train on.",
+    ),
+    (
+      (evaluating or (training and config.evaluate_every)) and config.test_data is None,
+      "--test_data is required: TFRecords to evaluate on.",
+    ),
+    (
+      config.norm == "linf" and config.epsilon > 1,
+      f"--epsilon={config.epsilon:g}: pixels lie in [0, 1], so that --norm=linf takes "
+      "at most 1 (8 of 255 is written 8/255).",
+    ),
+    (
+      config.attack == "none" and config.attack_in_training_mode,
+      "--attack_in_training_mode contradicts --attack=none.",
+    ),
+    (
+      config.attack == "fgsm" and config.attack_steps not in (None, 1),
+      "--attack_steps contradicts --attack=fgsm, which takes one step.",
+    ),
+    (
+      config.warmup_epochs > config.epochs,
+      f"--warmup_epochs={config.warmup_epochs:g} exceeds --epochs={config.epochs}.",
+    ),
+    (
+      bool(config.decay_epochs) != (config.decay == "step"),
+      "--decay_epochs goes with --decay=step, and only with it.",
+    ),
+    (
+      config.min_weight_norm > config.max_weight_norm,
+      "--min_weight_norm exceeds --max_weight_norm.",
+    ),
+  ]
+  for wrong, message in contradictions:
+    if wrong:
+      raise UserError(message)
+  if decay_epochs(config) != sorted(set(decay_epochs(config))):
+    raise UserError("--decay_epochs must rise, as in 75,90,95.")
+
+
+def decay_epochs(config: Any) -> list[float]:
+  """The epochs of --decay_epochs, as numbers."""
+  try:
+    return [float(epoch) for epoch in config.decay_epochs]
+  except ValueError:
+    raise UserError("--decay_epochs takes numbers, as in 75,90,95.") from None
+
+
+def check_against_saved(config: Any) -> None:
+  """Compares the settings with those of the run that wrote model_dir, if one did.
+
+  Raises:
+    UserError: they differ in a flag outside `MAY_CHANGE`.
+  """
+  path = _path(config.model_dir)
+  if not os.path.exists(path):
+    return
+  saved = _load(path)
+  for name in sorted(_names(config) - MAY_CHANGE):
+    if saved[name].value != config[name].value:
+      raise UserError(
+        f"{config.model_dir} was written with {saved[name].serialize()}, this run has "
+        f"{config[name].serialize()}: choose another --model_dir, or the same value."
+      )
+
+
+def save(config: Any) -> None:
+  """Writes model_dir/config.flags, a flagfile that reproduces the run."""
+  os.makedirs(config.model_dir, exist_ok=True)
+  path = _path(config.model_dir)
+  with open(f"{path}.new", "w", encoding="utf-8") as file:
+    for name in sorted(_names(config)):
+      line = config[name].serialize()
+      if line:  # a flag without a value has none
+        file.write(f"{line}\n")
+  os.replace(f"{path}.new", path)
+
+
+def _load(path: str) -> flags.FlagValues:
+  values = flags.FlagValues()
+  define_flags(values)
+  values(["", f"--flagfile={path}"])
+  return values
+
+
+def _names(values: flags.FlagValues) -> set[str]:
+  return {flag.name for room in values.flags_by_module_dict().values() for flag in room}
+
+
+def _path(model_dir: str) -> str:
+  return os.path.join(model_dir, "config.flags")

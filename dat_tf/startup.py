@@ -1,0 +1,72 @@
+"""How programs start: flags checked first, TensorFlow's usual noise dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Callable, Optional
+
+from absl import app, flags
+
+from dat_tf.errors import UserError, exit_on_user_error
+
+# Printed by TensorFlow 2.15 whatever the machine: when it is imported its CUDA plug-ins
+# register themselves twice, and oneDNN and the CPU's instructions are announced; the
+# first time that data is distributed, tf.data says of TensorFlow's own iterator that it
+# will not be optimised.
+_NOISE = re.compile(
+  rb"Unable to register cu\w+ factory|oneDNN custom operations|cpu_feature_guard"
+  rb"|To enable the following instructions|Could not find cuda drivers|TF-TRT Warning"
+  rb"|Input of GeneratorDatasetOp::Dataset will not be optimized"
+)
+_NOTHING = re.compile(rb"(?!)")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """While it lasts, TensorFlow's known noise on stderr is dropped.
+
+  Libraries below Python write to the file descriptor, so it is the descriptor that is
+  caught; everything but noise is shown at the end, and all of it after an exception.
+  """
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  dropped = _NOISE
+  with tempfile.TemporaryFile() as caught:
+    os.dup2(caught.fileno(), 2)
+    try:
+      yield
+    except BaseException:
+      dropped = _NOTHING
+      raise
+    finally:
+      sys.stderr.flush()
+      os.dup2(stderr, 2)
+      os.close(stderr)
+      caught.seek(0)
+      for line in caught:
+        if not dropped.search(line):
+          os.write(2, line)
+
+
+def run_script(main: Callable[[Sequence[str]], Optional[int]]) -> None:
+  """Parses a script's absl flags, calls `main` and exits with its code.
+
+  Unlike with `absl.app.run`, a mistake in the flags is one line and exit code 2, as any
+  other mistake of the user.
+  """
+
+  @exit_on_user_error
+  def parse_and_run(argv: Sequence[str]) -> Optional[int]:
+    app.define_help_flags()
+    try:
+      arguments = flags.FLAGS(argv)
+    except flags.Error as error:
+      raise UserError(str(error)) from None
+    return main(arguments)
+
+  sys.exit(parse_and_run(sys.argv))
