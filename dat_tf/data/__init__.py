@@ -1,0 +1,1 @@
+"""Labelled images: TFRecord files, augmentation, and the pipeline to batches."""
