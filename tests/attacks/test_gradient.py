@@ -1,0 +1,150 @@
+"""Tests of FGSM and PGD against references written in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from dat_tf import hashing
+from dat_tf.attacks import L2, PGD, LInfinity, fgsm
+
+SHAPE = (4, 4, 2)
+
+
+def numpy_gradient(images, labels, weights):
+  """Of the cross-entropy of a two-layer tanh network; everything in float64."""
+  first, second = weights
+  flat = images.reshape(len(images), -1)
+  hidden = np.tanh(flat @ first)
+  logits = hidden @ second
+  probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+  probabilities /= probabilities.sum(axis=1, keepdims=True)
+  error = probabilities - np.eye(second.shape[1])[labels]
+  return ((error @ second.T * (1 - hidden**2)) @ first.T).reshape(images.shape)
+
+
+def numpy_pgd(images, start, labels, weights, ball, step_size, steps):
+  """Projected gradient ascent, written from the equations."""
+  moved = start
+  for _ in range(steps):
+    gradient = numpy_gradient(moved, labels, weights)
+    if isinstance(ball, LInfinity):
+      moved = moved + step_size * np.sign(gradient)
+      delta = np.clip(moved - images, -ball.epsilon, ball.epsilon)
+    else:
+      norms = np.sqrt((gradient**2).sum(axis=(1, 2, 3), keepdims=True))
+      delta = moved + step_size * gradient / norms - images
+      norms = np.sqrt((delta**2).sum(axis=(1, 2, 3), keepdims=True))
+      delta = delta * np.minimum(1, ball.epsilon / norms)
+    moved = np.clip(images + delta, 0, 1)
+  return moved
+
+
+class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.weights = rng.normal(size=(np.prod(SHAPE), 8)), rng.normal(size=(8, 3))
+    # Some pixels lie on the ends of their range.
+    self.images = np.clip(rng.uniform(-0.2, 1.2, size=(6, *SHAPE)), 0, 1).astype("f4")
+    self.labels = rng.integers(0, 3, size=6)
+    self.keys = hashing.stream_keys(0, 0, tf.range(6))
+
+  def classifier(self, images):
+    first, second = (tf.constant(w, tf.float32) for w in self.weights)
+    return tf.tanh(tf.reshape(images, [-1, np.prod(SHAPE)]) @ first) @ second
+
+  def attacked(self, attack):
+    run = tf.function(lambda x: attack(self.classifier, x, self.labels, self.keys))
+    return run(tf.constant(self.images)).numpy()
+
+  @parameterized.parameters(
+    (LInfinity(0.1), 0.03, 1),
+    (LInfinity(0.1), 0.03, 7),
+    (L2(0.5), 0.2, 1),
+    (L2(0.5), 0.2, 7),
+  )
+  def test_pgd_is_that_of_numpy(self, ball, step_size, steps):
+    start = ball.random_start(self.keys, tf.constant(self.images)).numpy()
+    expected = numpy_pgd(
+      self.images.astype("f8"),
+      start.astype("f8"),
+      self.labels,
+      self.weights,
+      ball,
+      step_size,
+      steps,
+    )
+    self.assertAllClose(
+      self.attacked(PGD(ball, step_size, steps)), expected, rtol=0, atol=2e-6
+    )
+
+  def test_pgd_without_random_start(self):
+    images = self.images.astype("f8")
+    expected = numpy_pgd(images, images, self.labels, self.weights, L2(0.5), 0.2, 3)
+    attack = PGD(L2(0.5), 0.2, 3, random_start=False)
+    self.assertAllClose(self.attacked(attack), expected, rtol=0, atol=2e-6)
+
+  def test_fgsm_is_one_step_of_five_quarters_epsilon(self):
+    ball = LInfinity(0.1)
+    start = ball.random_start(self.keys, tf.constant(self.images)).numpy()
+    expected = numpy_pgd(
+      self.images.astype("f8"),
+      start.astype("f8"),
+      self.labels,
+      self.weights,
+      ball,
+      0.125,
+      1,
+    )
+    self.assertAllClose(self.attacked(fgsm(ball)), expected, rtol=0, atol=2e-6)
+
+  @parameterized.parameters(LInfinity(0.1), LInfinity(1.0), L2(0.05), L2(3.0))
+  def test_every_perturbation_is_in_the_ball_and_the_pixel_range(self, ball):
+    for attack in (fgsm(ball), PGD(ball, 0.7 * ball.epsilon, 5)):
+      adversarial = self.attacked(attack)
+      delta = (adversarial.astype("f8") - self.images).reshape(len(self.images), -1)
+      norms = (
+        np.abs(delta).max(axis=1)
+        if isinstance(ball, LInfinity)
+        else np.sqrt((delta**2).sum(axis=1))
+      )
+      self.assertAllLessEqual(norms, ball.epsilon + 1e-6)
+      self.assertAllInRange(adversarial, 0.0, 1.0)
+      # The attack uses the room that it has.
+      self.assertGreater(norms.max(), 0.9 * min(ball.epsilon, 1.0))
+
+  def test_an_attack_that_leaves_the_ball_is_caught(self):
+
+    class Leaky(LInfinity):
+      def project(self, images, moved):
+        return moved
+
+    with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "perturbation of norm"):
+      self.attacked(PGD(Leaky(0.1), 0.1, 3))
+
+  def test_a_zero_gradient_moves_nothing(self):
+    images = tf.constant(self.images)
+    for ball in (LInfinity(0.1), L2(0.5)):
+      attack = PGD(ball, 0.1, 2, random_start=False)
+      flat = attack(lambda x: 0.0 * self.classifier(x), images, self.labels, self.keys)
+      self.assertAllEqual(flat, self.images)
+
+  def test_the_random_start_is_the_examples_own(self):
+    images = tf.constant(self.images)
+    for ball in (LInfinity(0.1), L2(0.5)):
+      whole = ball.random_start(self.keys, images)
+      part = ball.random_start(self.keys[4:], images[4:])
+      self.assertAllEqual(whole[4:], part)
+      other_epoch = hashing.stream_keys(0, 1, tf.range(6))
+      self.assertNotAllClose(whole, ball.random_start(other_epoch, images))
+
+  def test_the_l2_start_is_uniform_in_the_ball(self):
+    keys = hashing.stream_keys(3, tf.range(20_000))
+    grey = tf.fill([20_000, 1, 2, 1], 0.5)
+    delta = (L2(0.4).random_start(keys, grey) - grey).numpy().reshape(-1, 2) / 0.4
+    # In two dimensions the squared radius is uniform, and so is the angle.
+    for sample in ((delta**2).sum(axis=1), np.arctan2(*delta.T) / (2 * np.pi) + 0.5):
+      counts = np.histogram(sample, bins=20, range=(0, 1))[0]
+      self.assertAllInRange(counts, 1000 - 5 * 32, 1000 + 5 * 32)
