@@ -1,0 +1,5 @@
+"""Classifiers: plain Keras models from images in [0, 1] to logits."""
+
+from dat_tf.models.registry import make_model
+
+__all__ = ["make_model"]

@@ -1,0 +1,56 @@
+"""Batch-norm statistics that can be trusted after few steps and on many workers.
+
+Keras' moving averages m <- momentum m + (1 - momentum) batch start at 0 and 1. With the
+usual momentum of 0.99 and the few steps that a large batch needs, much of that start is
+still in them when the network is attacked or evaluated (45 steps: 64 %). So the
+momentum is warmed up, min(momentum, (1 + step) / (10 + step)), as in
+tf.train.ExponentialMovingAverage with `num_updates`: after two steps less than 2 % of
+the start is left, and at any time the average reaches back over a tenth of the steps so
+far, or less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+
+@contextlib.contextmanager
+def warmed_up_momentum(model: tf.keras.Model, step: tf.Tensor) -> Iterator[None]:
+  """While it lasts, batch-norm layers that are traced use the momentum of `step`.
+
+  The layers' own momentum, and so their configuration, comes back at the end.
+
+  Args:
+    model: Keras model, of any nesting.
+    step: integer scalar, number of training steps done before this one.
+  """
+  layers = [layer for layer in model.submodules if _has_momentum(layer)]
+  configured = [layer.momentum for layer in layers]
+  step = tf.cast(step, tf.float32)
+  warm_up = (1.0 + step) / (10.0 + step)
+  try:
+    for layer, momentum in zip(layers, configured):
+      layer.momentum = tf.minimum(momentum, warm_up)
+    yield
+  finally:
+    for layer, momentum in zip(layers, configured):
+      layer.momentum = momentum
+
+
+def _has_momentum(layer: tf.Module) -> bool:
+  return isinstance(
+    layer,
+    (tf.keras.layers.BatchNormalization, tf.compat.v1.keras.layers.BatchNormalization),
+  )
+
+
+def statistics(model: tf.keras.Model) -> list[tf.Variable]:
+  """The variables that each replica keeps for itself, such as moving averages."""
+  return [
+    variable
+    for variable in model.non_trainable_variables
+    if variable.synchronization == tf.VariableSynchronization.ON_READ
+  ]

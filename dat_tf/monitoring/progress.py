@@ -1,0 +1,103 @@
+"""One progress bar for the whole run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Optional
+
+import tensorflow as tf
+import tqdm
+
+
+class Progress(tf.keras.callbacks.Callback):
+  """Shows steps done and to do, time left, loss, and clean and robust accuracy.
+
+  Of `fit` it shows the whole run, of an `evaluate` by itself that one. On a terminal
+  the bar redraws itself; in a file or pipe it is a line every ten seconds.
+  """
+
+  _supports_tf_logs = True  # figures are read when they are shown, not in every step
+
+  def __init__(self, steps: int, first_step: int = 0):
+    """Of `steps` steps, the first `first_step` were done by an earlier run."""
+    super().__init__()
+    self._steps, self._first_step = steps, first_step
+    self._training = False
+
+  def on_train_begin(self, logs: Optional[dict[str, Any]] = None) -> None:
+    self._training = True
+    self._open("training")
+
+  def on_test_begin(self, logs: Optional[dict[str, Any]] = None) -> None:
+    if not self._training:
+      self._open("evaluating")
+
+  def on_epoch_begin(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
+    self._bar.set_description(f"epoch {epoch + 1}", refresh=False)
+
+  def on_train_batch_end(
+    self, batch: int, logs: Optional[dict[str, Any]] = None
+  ) -> None:
+    self._advance(logs)
+
+  def on_test_batch_end(
+    self, batch: int, logs: Optional[dict[str, Any]] = None
+  ) -> None:
+    if not self._training:
+      self._advance(logs)
+
+  def on_epoch_end(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
+    self._show(logs)
+
+  def on_train_end(self, logs: Optional[dict[str, Any]] = None) -> None:
+    self._training = False
+    self._bar.close()
+
+  def on_test_end(self, logs: Optional[dict[str, Any]] = None) -> None:
+    if not self._training:
+      self._show(logs)
+      self._bar.close()
+
+  def _open(self, name: str) -> None:
+    terminal = sys.stderr.isatty()
+    self._bar = tqdm.tqdm(
+      desc=name,
+      total=self._steps,
+      initial=self._first_step,
+      unit="step",
+      file=sys.stderr if terminal else _Lines(),
+      mininterval=0.5 if terminal else 10.0,
+      dynamic_ncols=terminal,
+      bar_format=None
+      if terminal
+      else "{desc}: {n}/{total} [{elapsed}<{remaining}]{postfix}",
+    )
+
+  def _advance(self, logs: Optional[dict[str, Any]]) -> None:
+    # True only as often as the bar is drawn.
+    if self._bar.update():
+      self._show(logs)
+
+  def _show(self, logs: Optional[dict[str, Any]]) -> None:
+    names = (
+      "loss",
+      "accuracy",
+      "robust_accuracy",
+      "val_accuracy",
+      "val_robust_accuracy",
+    )
+    self._bar.set_postfix(
+      {name: f"{float(logs[name]):.3f}" for name in names if name in (logs or {})}
+    )
+
+
+class _Lines:
+  """A bar that cannot redraw itself becomes a line each time it changes."""
+
+  def write(self, text: str) -> None:
+    line = text.strip("\r\n ")
+    if line:
+      sys.stderr.write(f"{line}\n")
+
+  def flush(self) -> None:
+    sys.stderr.flush()

@@ -1,0 +1,92 @@
+"""What TensorBoard shows of a run."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Callable, Optional
+
+import tensorflow as tf
+
+
+class Scalars(tf.keras.callbacks.Callback):
+  """Writes a run's figures, on the chief, to `directory`/train and /test.
+
+  Every `every` steps: loss, accuracy, robust_accuracy (means over the epoch so far),
+  gradient_norm, learning_rate, images_per_second and bytes_sent_per_step, and the trust
+  ratio of each layer if the optimizer has them. After each epoch: a picture, if there
+  is one to draw, and the figures of the test data if they were computed.
+  """
+
+  _supports_tf_logs = True  # figures are read when they are written, not in every step
+
+  def __init__(
+    self,
+    directory: str,
+    every: int,
+    global_batch_size: int,
+    bytes_sent_per_step: int,
+    draw: Optional[Callable[[], Any]] = None,
+  ):
+    """Opens the logs.
+
+    Args:
+      directory: TensorBoard's log directory.
+      every: steps between two points.
+      global_batch_size: images in a step, for images_per_second.
+      bytes_sent_per_step: by each worker, for its gradient.
+      draw: called after each epoch, returns uint8 [H, W, 3] pixels.
+    """
+    super().__init__()
+    self._train = tf.summary.create_file_writer(os.path.join(directory, "train"))
+    self._test = tf.summary.create_file_writer(os.path.join(directory, "test"))
+    self._every, self._batch = every, global_batch_size
+    self._bytes, self._draw = bytes_sent_per_step, draw
+
+  def on_epoch_begin(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
+    self._restart_clock()
+
+  def on_train_batch_end(
+    self, batch: int, logs: Optional[dict[str, Any]] = None
+  ) -> None:
+    self._steps_timed += 1
+    step = self._step()
+    if step % self._every == 0:
+      figures = {name: float(value) for name, value in (logs or {}).items()}
+      figures["learning_rate"] = self._learning_rate(step - 1)
+      figures["images_per_second"] = (
+        self._batch * self._steps_timed / (time.perf_counter() - self._started)
+      )
+      figures["bytes_sent_per_step"] = self._bytes
+      for layer, ratio in self._trust_ratios().items():
+        figures[f"trust_ratio/{layer}"] = float(tf.convert_to_tensor(ratio))
+      with self._train.as_default():
+        for name, value in figures.items():
+          tf.summary.scalar(name, value, step)
+      self._restart_clock()
+
+  def on_epoch_end(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
+    step = self._step()
+    with self._test.as_default():
+      for name, value in (logs or {}).items():
+        if name.startswith("val_"):
+          tf.summary.scalar(name[len("val_") :], float(value), step)
+    if self._draw:
+      with self._train.as_default():
+        tf.summary.image("clean_perturbation_adversarial", self._draw()[None], step)
+    self._train.flush()
+    self._test.flush()
+
+  def _step(self) -> int:
+    return int(tf.convert_to_tensor(self.model.optimizer.iterations))
+
+  def _restart_clock(self) -> None:
+    self._started, self._steps_timed = time.perf_counter(), 0
+
+  def _learning_rate(self, step: int) -> float:
+    rate = self.model.optimizer.learning_rate
+    return float(tf.convert_to_tensor(rate(step) if callable(rate) else rate))
+
+  def _trust_ratios(self) -> dict[str, tf.Variable]:
+    optimizer = self.model.optimizer
+    return optimizer.trust_ratios() if hasattr(optimizer, "trust_ratios") else {}
