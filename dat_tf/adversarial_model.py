@@ -1,0 +1,320 @@
+"""The training step of distributed adversarial training, as a Keras model.
+
+with strategy.scope():
+  model = AdversarialModel(
+      classifier=my_keras_model,                   # images in [0, 1] -> logits
+      attack=PGD(LInfinity(8 / 255), step_size=2 / 255, steps=10),
+      objective=AdversarialTraining(clean_weight=1.0))
+  model.compile(optimizer=LAMB(0.01))
+model.fit(dataset, epochs=10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+import tensorflow as tf
+
+from dat_tf import hashing
+from dat_tf.communication import AllReduce, MeanAllReduce
+from dat_tf.errors import UserError
+from dat_tf.models import batch_norm
+from dat_tf.objectives import AdversarialTraining, Objective, cross_entropy, hits
+
+Attack = Callable[..., tf.Tensor]
+
+NON_FINITE = "The loss or its gradient is not finite at step"
+
+
+class Batch(NamedTuple):
+  """One replica's part of a batch of B examples.
+
+  Attributes:
+    images: float32 [B, H, W, C] in [0, 1].
+    labels: integer [B], or float [B, classes].
+    weights: float32 [B]; 0 marks padding.
+    keys: uint32 [B, 2], a random stream for each example.
+  """
+
+  images: tf.Tensor
+  labels: tf.Tensor
+  weights: tf.Tensor
+  keys: tf.Tensor
+
+
+class AdversarialModel(tf.keras.Model):
+  """Trains a classifier on the min-max problem of DAT, on all replicas of a strategy.
+
+  One step, on every replica at once (Zhang et al., UAI 2022): attack the
+  replica's images; take the gradient of its objective; average the gradients over all
+  replicas; update, with a layer-wise adaptive learning rate if the optimizer has one.
+
+  Data is what `dat_tf.data` yields (dicts with image, label, weight, example_id and
+  epoch), or the usual `(images, labels)` or `(images, labels, weights)`. With example
+  ids the attack's random start depends on (seed, epoch, example_id) alone, so it is the
+  same on any number of workers; without, on the step and the place in the batch.
+
+  Every example counts the same, on whichever worker it is: sums over examples, not
+  means of workers' means, are reduced, and divided by the global sum of the weights.
+
+  The optimizer is a `tf.keras.optimizers.legacy.Optimizer`, such as all those of
+  `dat_tf.optimizers`. `compile` takes no loss and no metrics: `fit` and `evaluate`
+  report `loss`, `accuracy` (clean), `robust_accuracy` (under attack) and, in training,
+  `gradient_norm`, in evaluation, the `examples` counted. Every worker sees the same
+  numbers.
+
+  Callbacks of `fit` may stop the run or change the learning rate, on any worker: the
+  workers agree at the end of the epoch. A stop that is asked for during an epoch takes
+  effect at its end; the chief's learning rate is everyone's.
+  """
+
+  def __init__(
+    self,
+    classifier: tf.keras.Model,
+    attack: Optional[Attack],
+    objective: Optional[Objective] = None,
+    all_reduce: Optional[AllReduce] = None,
+    evaluation_attack: Optional[Attack] = None,
+    attack_in_training_mode: bool = False,
+    seed: int = 0,
+  ):
+    """Composes the model.
+
+    Args:
+      classifier: Keras model from images [B, H, W, C] in [0, 1] to logits.
+      attack: makes the adversarial images of training (`dat_tf.attacks`); None trains
+        on the images as they are.
+      objective: what is minimised (`dat_tf.objectives`); clean plus adversarial
+        cross-entropy unless given.
+      all_reduce: averages gradients (`dat_tf.communication`); float32 unless given.
+      evaluation_attack: the attack of `evaluate`; as in training unless given.
+      attack_in_training_mode: attack with batch-norm in training mode, which also
+        updates its statistics. The default attacks the network as it will be used.
+      seed: of all random starts.
+    """
+    super().__init__()
+    self.classifier = classifier
+    self.attack = attack
+    self.objective = objective or AdversarialTraining()
+    self.all_reduce = all_reduce or MeanAllReduce()
+    self.evaluation_attack = evaluation_attack or attack
+    self._attack_mode = attack_in_training_mode
+    self._seed = seed
+    # All replicas return the same figures; to add them up, Keras would send each of
+    # them through a collective of its own in every step.
+    self.distribute_reduction_method = "first"
+    self._totals = tf.Variable(
+      tf.zeros(4),
+      trainable=False,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+      name="totals",
+    )
+
+  def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+    """Logits [B, classes] of images [B, H, W, C] in [0, 1]."""
+    return self.classifier(images, training=training)
+
+  def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+    """One step on this replica's data; returns the means over the epoch so far."""
+    step = self.optimizer.iterations
+    images, labels, weights, keys = self._unpack(data, step)
+    variables = self.classifier.trainable_variables
+    with batch_norm.warmed_up_momentum(self.classifier, step):
+      adversarial = images
+      if self.attack:
+        adversarial = self.attack(
+          lambda x: self.classifier(x, training=self._attack_mode),
+          images,
+          labels,
+          keys,
+          self.objective.attack_loss,
+        )
+      with tf.GradientTape() as tape:
+        losses, clean_logits, adversarial_logits = self.objective(
+          self.classifier, images, tf.stop_gradient(adversarial), labels
+        )
+        loss = tf.reduce_sum(weights * losses)
+        if self.classifier.losses:  # the layers' own regularisers
+          loss += tf.reduce_sum(weights) * tf.add_n(self.classifier.losses)
+    gradients = tape.gradient(loss, variables)
+    figures = _figures(weights, loss, labels, clean_logits, adversarial_logits)
+    # The figures travel with the gradients: one collective a step.
+    *gradients, figures = self.all_reduce([*gradients, figures])
+    gradients = [gradient / figures[0] for gradient in gradients]
+    gradients, gradient_norm = _checked_finite(gradients, figures[1], step)
+    self.optimizer.apply_gradients(
+      zip(gradients, variables), experimental_aggregate_gradients=False
+    )
+    return {**self._add(figures), "gradient_norm": gradient_norm}
+
+  def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+    """Clean and attacked accuracy; returns the means over all replicas so far."""
+    images, labels, weights, keys = self._unpack(data, step=0)
+    classifier = lambda x: self.classifier(x, training=False)  # noqa: E731
+    adversarial = images
+    if self.evaluation_attack:
+      adversarial = self.evaluation_attack(classifier, images, labels, keys)
+    clean_logits, adversarial_logits = classifier(images), classifier(adversarial)
+    loss = tf.reduce_sum(weights * cross_entropy(adversarial_logits, labels))
+    figures = tf.distribute.get_replica_context().all_reduce(
+      tf.distribute.ReduceOp.SUM,
+      _figures(weights, loss, labels, clean_logits, adversarial_logits),
+    )
+    return {**self._add(figures), "examples": self._totals[0]}
+
+  def fit(
+    self, *args: Any, callbacks: Sequence[Any] = (), **kwargs: Any
+  ) -> tf.keras.callbacks.History:
+    """As `tf.keras.Model.fit`; callbacks of all workers agree at each epoch's end."""
+    agreement = _Agreement()
+    callbacks = [_AverageStatistics(), *callbacks, agreement]
+    return super().fit(*args, callbacks=callbacks, **kwargs)
+
+  def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+    """As `tf.keras.Model.evaluate`, with the same batch statistics on all workers."""
+    self.average_statistics()
+    return super().evaluate(*args, **kwargs)
+
+  def average_statistics(self) -> None:
+    """Gives every replica the mean over all replicas of the batch-norm statistics.
+
+    All workers must call it. Until the next training step the statistics can then be
+    read without a collective.
+    """
+    if self.distribute_strategy.num_replicas_in_sync > 1:
+      self._average_statistics()
+
+  @tf.function
+  def _average_statistics(self) -> None:
+    def in_replica() -> None:
+      statistics = batch_norm.statistics(self.classifier)
+      means = tf.distribute.get_replica_context().all_reduce(
+        tf.distribute.ReduceOp.MEAN, [tf.identity(s) for s in statistics]
+      )
+      for variable, mean in zip(statistics, means):
+        variable.assign(mean)
+
+    self.distribute_strategy.run(in_replica)
+
+  def reset_metrics(self) -> None:
+    """Keras calls this before each epoch and each evaluation."""
+    super().reset_metrics()
+    self._totals.assign(tf.zeros(4))
+
+  def _add(self, figures: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Adds a batch's `_figures` to the epoch's; returns the epoch's means."""
+    totals = self._totals.assign_add(figures)
+    means = tf.math.divide_no_nan(totals, totals[0])
+    return {"loss": means[1], "accuracy": means[2], "robust_accuracy": means[3]}
+
+  def _unpack(self, data: Any, step: tf.Tensor) -> Batch:
+    if isinstance(data, dict):
+      keys = hashing.stream_keys(self._seed, data["epoch"], data["example_id"])
+      return Batch(data["image"], data["label"], data["weight"], keys)
+    images, labels, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
+    images = _checked_images(images)
+    size = tf.shape(images)[0]
+    weights = tf.ones(size) if weights is None else tf.cast(weights, tf.float32)
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    keys = hashing.stream_keys(self._seed, step, replica, tf.range(size))
+    return Batch(images, labels, weights, keys)
+
+
+def _figures(
+  weights: tf.Tensor,
+  loss: tf.Tensor,
+  labels: tf.Tensor,
+  clean_logits: tf.Tensor,
+  adversarial_logits: tf.Tensor,
+) -> tf.Tensor:
+  """[4]: sums over a batch of weight, loss, clean hits and robust hits."""
+  return tf.stack(
+    [
+      tf.reduce_sum(weights),
+      loss,
+      tf.reduce_sum(weights * hits(clean_logits, labels)),
+      tf.reduce_sum(weights * hits(adversarial_logits, labels)),
+    ]
+  )
+
+
+def _checked_finite(
+  gradients: list[tf.Tensor], loss: tf.Tensor, step: tf.Tensor
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+  """The gradients and their norm, once they are seen to be finite.
+
+  What is checked has been reduced over all workers: they all stop, at the same step,
+  before a weight has changed.
+  """
+  norm = tf.linalg.global_norm(gradients)
+  check = tf.debugging.Assert(
+    tf.math.is_finite(norm) & tf.math.is_finite(loss), [NON_FINITE, step + 1]
+  )
+  with tf.control_dependencies([check]):
+    return [tf.identity(gradient) for gradient in gradients], norm
+
+
+def _checked_images(images: tf.Tensor) -> tf.Tensor:
+  if not images.dtype.is_floating:
+    raise UserError(
+      f"The images are {images.dtype.name}; cast them to float32 and divide by 255."
+    )
+  lowest, highest = tf.reduce_min(images), tf.reduce_max(images)
+  check = tf.debugging.Assert(
+    (lowest >= 0.0) & (highest <= 1.0),
+    ["Images must lie in [0, 1] (divide by 255?); these lie in", lowest, highest],
+  )
+  with tf.control_dependencies([check]):
+    return tf.cast(images, tf.float32)
+
+
+class _AverageStatistics(tf.keras.callbacks.Callback):
+  """First of all callbacks: those after it may read every variable locally."""
+
+  def on_epoch_end(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
+    self.model.average_statistics()
+
+
+class _Agreement(tf.keras.callbacks.Callback):
+  """Last of all callbacks: what the others decided is made the same on all workers."""
+
+  # Without this Keras waits for each step's figures before the next one may start.
+  _supports_tf_logs = True
+
+  def on_train_begin(self, logs: Optional[dict[str, Any]] = None) -> None:
+    self._stop = False
+
+  def on_train_batch_end(
+    self, batch: int, logs: Optional[dict[str, Any]] = None
+  ) -> None:
+    # A worker that left the epoch early would leave the others waiting for it.
+    self._stop |= self.model.stop_training
+    self.model.stop_training = False
+
+  def on_epoch_end(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
+    optimizer = self.model.optimizer
+    follow = not isinstance(
+      optimizer.learning_rate, tf.keras.optimizers.schedules.LearningRateSchedule
+    )
+    stop, learning_rate = self._agree(
+      tf.constant(float(self._stop or self.model.stop_training)),
+      tf.convert_to_tensor(optimizer.learning_rate if follow else 0.0),
+    )
+    self.model.stop_training = bool(stop > 0)
+    if follow:
+      optimizer.learning_rate.assign(learning_rate)
+
+  @tf.function
+  def _agree(
+    self, stop: tf.Tensor, learning_rate: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    def in_replica() -> tf.Tensor:
+      context = tf.distribute.get_replica_context()
+      is_chief = tf.cast(context.replica_id_in_sync_group == 0, tf.float32)
+      return context.all_reduce(
+        tf.distribute.ReduceOp.SUM, tf.stack([stop, learning_rate * is_chief])
+      )
+
+    strategy = self.model.distribute_strategy
+    return tf.unstack(strategy.experimental_local_results(strategy.run(in_replica))[0])

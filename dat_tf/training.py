@@ -1,0 +1,414 @@
+"""Puts a run together: data, model, optimizer, callbacks, and what to do with them.
+
+A run's directory holds
+
+    config.flags    its settings, a flagfile that reproduces it
+    checkpoints/    the newest few, one an epoch
+    export/         the classifier, for tf.keras.models.load_model
+    logs/           TensorBoard's
+    results.json    figures at the end of training and of evaluation
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Optional
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from dat_tf import attacks, checkpointing, hashing, startup
+from dat_tf import cluster as cluster_lib
+from dat_tf import config as config_lib
+from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
+from dat_tf.communication import MeanAllReduce
+from dat_tf.data import augment, pipeline, records
+from dat_tf.errors import UserError
+from dat_tf.models import make_model
+from dat_tf.monitoring import Progress, Scalars, picture_grid
+from dat_tf.objectives import AdversarialTraining
+from dat_tf.optimizers import WarmupDecay, make_optimizer, scaled_learning_rate
+
+
+def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
+  """Does what `config.mode` says, as one of the workers of `cluster`.
+
+  Raises:
+    UserError: settings, data or model directory do not fit together.
+  """
+  config_lib.check_against_saved(config)
+  this = Run(config, cluster)
+  if config.mode in ("train", "train_and_evaluate"):
+    this.train()
+  else:
+    this.restore()
+  if config.mode in ("evaluate", "train_and_evaluate"):
+    this.evaluate()
+  if config.mode == "export":
+    this.export()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """One worker's share of some TFRecords."""
+
+  shard: pipeline.Shard
+  form: records.RecordForm
+  image_shape: tuple[int, ...]
+  steps: int  # batches a replica, the same on all workers
+
+  @property
+  def paths(self) -> list[str]:
+    return [piece.path for piece in self.shard.slices]
+
+
+class Run:
+  """One worker's part of a run. Every worker makes the same calls in the same order."""
+
+  def __init__(self, config: flags.FlagValues, cluster: cluster_lib.Cluster):
+    """Opens the data and builds the model; nothing is written yet."""
+    self._config, self._cluster = config, cluster
+    tf.keras.utils.set_random_seed(config.seed)
+    options = cluster_lib.communication_options(
+      config.communication, config.bytes_per_pack, config.collective_timeout
+    )
+    self._strategy = cluster_lib.make_strategy(cluster, options)
+    with startup.quiet():  # what TensorFlow says once a process is said here
+      iter(
+        self._strategy.distribute_datasets_from_function(
+          lambda context: tf.data.Dataset.range(1)
+        )
+      )
+    self._replicas = self._strategy.num_replicas_in_sync
+    if config.global_batch_size % self._replicas:
+      raise UserError(
+        f"--global_batch_size={config.global_batch_size} is not a multiple of the "
+        f"{self._replicas} replicas: choose one that is."
+      )
+    first_label = None if config.first_label == "auto" else int(config.first_label)
+    self._reading = {"num_classes": config.num_classes, "first_label": first_label}
+    self._train = (
+      self._open(config.train_data) if config.mode.startswith("train") else None
+    )
+    self._test = self._open(config.test_data) if config.test_data else None
+    source = self._train or self._test
+    if source is None:
+      raise UserError("--test_data is required: the images' shape is read from it.")
+    self._model, self._plain = self._build(source.image_shape)
+    self._checkpoints = checkpointing.Checkpoints(
+      os.path.join(config.model_dir, "checkpoints"),
+      self._model.classifier,
+      self._model.optimizer if self._train else None,
+      config.checkpoints_to_keep,
+      cluster.is_chief,
+    )
+
+  def _open(self, pattern: str) -> _Source:
+    paths = records.match_files(pattern)
+    shard = pipeline.shard_files(
+      paths, self._cluster.index, self._cluster.num_workers, self._config.data_is_local
+    )
+    form = records.detect_form(paths[0])
+    batch = self._config.global_batch_size // self._cluster.num_workers
+    steps = cluster_lib.all_workers_max(
+      self._strategy, pipeline.batches_per_epoch(shard.num_examples, batch)
+    )
+    return _Source(shard, form, records.first_image_shape(paths[0], form), steps)
+
+  def _build(
+    self, image_shape: tuple[int, ...]
+  ) -> tuple[AdversarialModel, tf.keras.Model]:
+    """The distributed model, and a plain copy of its classifier."""
+    config = self._config
+    ball_of = attacks.LInfinity if config.norm == "linf" else attacks.L2
+    ball = ball_of(config.epsilon)
+    with self._strategy.scope():
+      model = AdversarialModel(
+        make_model(config.model, image_shape, config.num_classes),
+        attack=None
+        if config.attack == "none"
+        else attacks.PGD(ball, config.step_size, config.attack_steps),
+        objective=AdversarialTraining(config.clean_weight),
+        all_reduce=MeanAllReduce(
+          cluster_lib.communication_options(
+            config.communication, config.bytes_per_pack, config.collective_timeout
+          )
+        ),
+        evaluation_attack=attacks.PGD(
+          ball, config.evaluation_step_size, config.evaluation_attack_steps
+        ),
+        attack_in_training_mode=config.attack_in_training_mode,
+        seed=config.seed,
+      )
+      model.compile(optimizer=self._make_optimizer())
+    return model, tf.keras.models.clone_model(model.classifier)
+
+  def _make_optimizer(self) -> tf.keras.optimizers.legacy.Optimizer:
+    config = self._config
+    steps = self._train.steps if self._train else 1
+    schedule = WarmupDecay(
+      scaled_learning_rate(
+        config.learning_rate,
+        config.reference_batch_size,
+        config.global_batch_size,
+        config.learning_rate_scaling,
+      ),
+      warmup_steps=round(config.warmup_epochs * steps),
+      decay=config.decay,
+      total_steps=config.epochs * steps,
+      boundaries=[round(epoch * steps) for epoch in config_lib.decay_epochs(config)],
+    )
+    return make_optimizer(
+      config.optimizer,
+      schedule,
+      weight_decay=config.weight_decay,
+      momentum=config.momentum,
+      beta_1=config.beta_1,
+      beta_2=config.beta_2,
+      norm_bounds=(config.min_weight_norm, config.max_weight_norm),
+    )
+
+  def train(self) -> None:
+    """Trains from the newest checkpoint, if there is one, to the last epoch."""
+    config, source = self._config, self._train
+    assert source is not None
+    first_epoch = self._checkpoints.restore() or 0
+    if self._cluster.is_chief:
+      config_lib.save(config)
+    bytes_sent = self._model.all_reduce.bytes_sent(
+      sum(v.shape.num_elements() for v in self._model.classifier.trainable_variables),
+      self._cluster.num_workers,
+    )
+    callbacks: list[tf.keras.callbacks.Callback] = [
+      tf.keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: self._checkpoints.save(epoch + 1)
+      )
+    ]
+    clock = _Clock()
+    if self._cluster.is_chief:
+      callbacks += [
+        Scalars(
+          os.path.join(config.model_dir, "logs"),
+          config.log_every,
+          config.global_batch_size,
+          bytes_sent,
+          self._make_drawing() if config.pictures else None,
+        ),
+        Progress(config.epochs * source.steps, first_epoch * source.steps),
+      ]
+    dataset = self._distribute(source, first_epoch)
+    validation: dict[str, Any] = {}
+    if config.evaluate_every:
+      assert self._test is not None
+      validation = {
+        "validation_data": self._distribute(self._test),
+        "validation_steps": self._test.steps,
+        "validation_freq": config.evaluate_every,
+      }
+    started = time.perf_counter()
+    with self._explained_errors(source):
+      self._model.fit(
+        dataset,
+        epochs=config.epochs,
+        initial_epoch=first_epoch,
+        steps_per_epoch=source.steps,
+        callbacks=[*callbacks, clock],
+        verbose=0,
+        **validation,
+      )
+    self.export()
+    self._write_results(
+      {
+        "standard_accuracy": None,
+        "robust_accuracy": {},
+        "epochs": config.epochs,
+        "global_batch_size": config.global_batch_size,
+        "num_workers": self._cluster.num_workers,
+        "parameters": self._model.classifier.count_params(),
+        "train_seconds": round(time.perf_counter() - started, 3),
+        "examples_per_second": clock.steps_per_second * config.global_batch_size,
+        "bytes_sent_per_step": bytes_sent,
+      }
+    )
+
+  def restore(self) -> None:
+    """Takes the weights of the newest checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    if self._checkpoints.restore() is None:
+      raise UserError(
+        f"{self._config.model_dir} holds no checkpoint: train first, with --mode=train."
+      )
+
+  def evaluate(self) -> None:
+    """Measures clean and robust accuracy, each test image counted once."""
+    source = self._test
+    assert source is not None
+    callbacks = []
+    if self._cluster.is_chief:
+      callbacks.append(Progress(source.steps))
+    with self._explained_errors(source):
+      figures = self._model.evaluate(
+        self._distribute(source),
+        steps=source.steps,
+        callbacks=callbacks,
+        verbose=0,
+        return_dict=True,
+      )
+    self._write_results(
+      {
+        "standard_accuracy": figures["accuracy"],
+        "robust_accuracy": {
+          f"pgd-{self._config.evaluation_attack_steps}": figures["robust_accuracy"]
+        },
+        "test_examples": int(figures["examples"]),
+      }
+    )
+
+  def export(self) -> None:
+    """Writes the classifier as a plain Keras model."""
+    self._model.average_statistics()
+    if self._cluster.is_chief:
+      checkpointing.copy_weights(self._model.classifier, self._plain)
+      checkpointing.export(self._plain, os.path.join(self._config.model_dir, "export"))
+
+  def _distribute(
+    self, source: _Source, first_epoch: Optional[int] = None
+  ) -> tf.distribute.DistributedDataset:
+    """Batches for each replica: all epochs to train on, or one pass to evaluate."""
+    config = self._config
+    common: dict[str, Any] = {
+      **self._reading,
+      "form": source.form,
+      "image_shape": source.image_shape,
+      "batch_size": config.global_batch_size // self._replicas,
+      "batches_per_epoch": source.steps * self._replicas // self._cluster.num_workers,
+    }
+    if first_epoch is None:
+      dataset = pipeline.evaluation_dataset(source.shard, **common)
+    else:
+      dataset = pipeline.training_dataset(
+        source.shard,
+        **common,
+        first_epoch=first_epoch,
+        last_epoch=config.epochs,
+        seed=config.seed,
+        shuffle_buffer=config.shuffle_buffer,
+        augmentation=augment.PadCropFlip(4)
+        if config.augmentation == "pad_crop_flip"
+        else None,
+      )
+    # Without a GPU there is no device to copy batches to ahead of time.
+    options = tf.distribute.InputOptions(
+      experimental_fetch_to_device=bool(tf.config.list_logical_devices("GPU"))
+    )
+    return self._strategy.distribute_datasets_from_function(
+      lambda context: dataset, options
+    )
+
+  def _make_drawing(self) -> Callable[[], np.ndarray]:
+    """A function that draws training images under the attack of evaluation."""
+    source = self._train
+    assert source is not None
+    batch = next(
+      iter(
+        pipeline.evaluation_dataset(
+          source.shard,
+          **self._reading,
+          form=source.form,
+          image_shape=source.image_shape,
+          batch_size=self._config.pictures,
+          batches_per_epoch=pipeline.batches_per_epoch(
+            source.shard.num_examples, self._config.pictures
+          ),
+        )
+      )
+    )
+    attack = self._model.evaluation_attack
+    assert attack is not None
+    keys = hashing.stream_keys(self._config.seed, batch["epoch"], batch["example_id"])
+
+    @tf.function
+    def attacked() -> tuple[tf.Tensor, ...]:
+      adversarial = attack(self._plain, batch["image"], batch["label"], keys)
+      clean, robust = self._plain(batch["image"]), self._plain(adversarial)
+      return adversarial, tf.argmax(clean, axis=-1), tf.argmax(robust, axis=-1)
+
+    def draw() -> np.ndarray:
+      checkpointing.copy_weights(self._model.classifier, self._plain)
+      adversarial, clean, robust = (tensor.numpy() for tensor in attacked())
+      return picture_grid(
+        batch["image"].numpy(), adversarial, batch["label"].numpy(), clean, robust
+      )
+
+    return draw
+
+  @contextlib.contextmanager
+  def _explained_errors(self, source: _Source) -> Iterator[None]:
+    """Turns what TensorFlow says of bad data and bad numbers into one line."""
+    try:
+      yield
+    except records.DATA_ERRORS as error:
+      diverged = re.search(re.escape(NON_FINITE) + r"\D*(\d+)", str(error))
+      if diverged:
+        newest = tf.train.latest_checkpoint(
+          os.path.join(self._config.model_dir, "checkpoints")
+        )
+        raise UserError(
+          f"{NON_FINITE} {diverged[1]}: lower --learning_rate or lengthen "
+          f"--warmup_epochs; last good checkpoint: {newest or 'none'}."
+        ) from None
+      message = records.explain_data_error(
+        source.paths,
+        source.form,
+        source.image_shape,
+        **self._reading,
+      )
+      if message is None:
+        raise
+      raise UserError(message) from None
+
+  def _write_results(self, figures: dict[str, Any]) -> None:
+    """Puts figures into results.json, beside those that are there."""
+    if not self._cluster.is_chief:
+      return
+    path = os.path.join(self._config.model_dir, "results.json")
+    if os.path.exists(path):
+      with open(path, encoding="utf-8") as file:
+        figures = {**json.load(file), **figures}
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+      json.dump(figures, file, indent=2)
+      file.write("\n")
+    os.replace(f"{path}.new", path)
+
+
+class _Clock(tf.keras.callbacks.Callback):
+  """Steps a second, from the end of the first step: that one builds the graph."""
+
+  _supports_tf_logs = True
+
+  def __init__(self) -> None:
+    super().__init__()
+    self._first = self._last = 0.0
+    self._steps = 0
+
+  def on_train_batch_end(
+    self, batch: int, logs: Optional[dict[str, Any]] = None
+  ) -> None:
+    self._last = time.perf_counter()
+    self._first = self._first or self._last
+    self._steps += 1
+
+  @property
+  def steps_per_second(self) -> float:
+    """0 for a run of a single step."""
+    return (self._steps - 1) / (self._last - self._first) if self._steps > 1 else 0.0
