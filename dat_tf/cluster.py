@@ -1,0 +1,181 @@
+"""The workers of a run: who they are, and the strategy that joins them.
+
+TF_CONFIG tells each process which workers there are and which of them it is:
+
+    {"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]},
+     "task": {"type": "worker", "index": 0}}
+
+Every worker runs the same command, with an `index` of its own. A `chief` job of one
+task may stand beside the workers; that task is then worker 0 and the others follow.
+Without TF_CONFIG a run has one worker. `dat_tf.launch` sets TF_CONFIG for workers on
+one host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dat_tf.errors import UserError
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
+
+
+@dataclass(frozen=True)
+class Cluster:
+  """The workers of a run, as one of them sees them.
+
+  Attributes:
+    addresses: `host:port` of every worker, by index; empty without TF_CONFIG.
+    index: which of them this process is, in [0, num_workers).
+  """
+
+  addresses: tuple[str, ...] = ()
+  index: int = 0
+
+  @property
+  def num_workers(self) -> int:
+    return max(1, len(self.addresses))
+
+  @property
+  def is_chief(self) -> bool:
+    """Whether this is worker 0, which alone writes logs, results and checkpoints."""
+    return self.index == 0
+
+  @classmethod
+  def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Cluster:
+    """Reads TF_CONFIG; one worker where it is unset or empty.
+
+    Raises:
+      UserError: it is not JSON, lacks or misstates `cluster` or `task`, or names a
+        task that the cluster does not have.
+    """
+    text = environ.get("TF_CONFIG", "").strip()
+    if not text:
+      return cls()
+    try:
+      config = json.loads(text)
+    except ValueError as error:
+      raise UserError(
+        f"TF_CONFIG is not JSON ({error}): {text[:60]!r}. Unset it for one worker, "
+        "or quote it so that the shell leaves its braces and quotation marks alone."
+      ) from error
+    jobs, task = _section(config, "cluster"), _section(config, "task")
+    chiefs, workers = _addresses(jobs, "chief"), _addresses(jobs, "worker")
+    addresses = (*chiefs, *workers)
+    others = jobs.keys() - {"chief", "worker"}
+    if others:
+      raise _mistake(f"cluster has a job {min(others)!r}", "list workers and a chief")
+    if len(chiefs) > 1:
+      raise _mistake(f"cluster has {len(chiefs)} chiefs", "make all but one workers")
+    if len(set(addresses)) < len(addresses):
+      twice = next(a for a in addresses if addresses.count(a) > 1)
+      raise _mistake(f"cluster lists {twice!r} twice", "give each task its own port")
+    job, index = task.get("type"), task.get("index")
+    if job not in ("chief", "worker"):
+      raise _mistake(f"task has the type {job!r}", "set it to 'worker' or 'chief'")
+    tasks = chiefs if job == "chief" else workers
+    if not tasks:
+      raise _mistake(f"cluster has no job {job!r}, the task's type", "list it")
+    if type(index) is not int or not 0 <= index < len(tasks):
+      raise _mistake(
+        f"task has the index {index!r}, outside the cluster's {job!r} job",
+        f"set a whole number from 0 to {len(tasks) - 1}",
+      )
+    return cls(addresses, index if job == "chief" else len(chiefs) + index)
+
+
+def communication_options(
+  implementation: str, bytes_per_pack: int, timeout_seconds: float
+) -> tf.distribute.experimental.CommunicationOptions:
+  """How the workers' collectives travel.
+
+  Args:
+    implementation: `auto`, `ring` (over gRPC, on CPUs and GPUs) or `nccl` (GPUs).
+    bytes_per_pack: gradients are sent in packs of about this many bytes, so that the
+      first travel while the rest are computed; 0 lets TensorFlow choose.
+    timeout_seconds: how long a worker waits in a collective for the others before it
+      fails; 0 is for ever.
+  """
+  import tensorflow as tf
+
+  return tf.distribute.experimental.CommunicationOptions(
+    bytes_per_pack=bytes_per_pack,
+    timeout_seconds=timeout_seconds,
+    implementation=tf.distribute.experimental.CommunicationImplementation(
+      implementation.upper()
+    ),
+  )
+
+
+def make_strategy(
+  cluster: Cluster, options: tf.distribute.experimental.CommunicationOptions
+) -> tf.distribute.MultiWorkerMirroredStrategy:
+  """The strategy that joins all workers, each with all its GPUs, or else its CPU.
+
+  It must be the program's first use of TensorFlow's devices, from the main thread. With
+  several workers it returns when all of them have called it.
+  """
+  import tensorflow as tf
+
+  several = cluster.num_workers > 1
+  resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+    tf.train.ClusterSpec({"worker": cluster.addresses} if several else {}),
+    task_type="worker" if several else None,
+    task_id=cluster.index if several else None,
+    num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
+    rpc_layer="grpc",
+  )
+  strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+  # TensorFlow has now set its own handler for SIGTERM, which only takes note of it: a
+  # worker could not be asked to end.
+  signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+  return strategy
+
+
+def all_workers_max(strategy: tf.distribute.Strategy, value: int) -> int:
+  """The largest of the workers' values, which must fit an int64.
+
+  A collective: it returns when every worker has called it. The workers agree by it on
+  a number that each knows only for itself, such as the steps that its shard needs.
+  """
+  import tensorflow as tf
+
+  values = strategy.experimental_distribute_values_from_function(
+    lambda _: tf.constant([value], tf.int64)
+  )
+  return int(tf.reduce_max(strategy.gather(values, axis=0)))
+
+
+def _section(config: Any, name: str) -> dict[str, Any]:
+  section = config.get(name) if isinstance(config, dict) else None
+  if not isinstance(section, dict):
+    example = {
+      "cluster": '"cluster": {"worker": ["host:port", ...]}',
+      "task": '"task": {"type": "worker", "index": 0}',
+    }
+    raise UserError(f"TF_CONFIG has no object {name!r}: add {example[name]} to it.")
+  return section
+
+
+def _addresses(jobs: dict[str, Any], job: str) -> tuple[str, ...]:
+  addresses = jobs.get(job, [])
+  if not isinstance(addresses, list):
+    raise _mistake(f"cluster has a job {job!r} that is no list", "list its host:port")
+  for address in addresses:
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if not match or not 0 < int(match[1]) < 2**16:
+      raise _mistake(f"cluster lists {address!r} as a {job}", "write it as 'host:port'")
+  return tuple(addresses)
+
+
+def _mistake(what: str, remedy: str) -> UserError:
+  return UserError(f"TF_CONFIG's {what}: {remedy}.")
