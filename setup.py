@@ -14,7 +14,7 @@ VERSION = re.search(
 ).group(1)
 
 # What `make quickstart` needs beyond the package: the digits come with scikit-learn.
-QUICKSTART = ["scikit-learn>=1.2,<2"]
+QUICKSTART = ["scikit-learn>=1.2,<2", "tabulate>=0.9,<1"]
 
 setup(
   name="dat-tf",

@@ -182,13 +182,13 @@ class AdversarialModel(tf.keras.Model):
     All workers must call it. Until the next training step the statistics can then be
     read without a collective.
     """
-    if self.distribute_strategy.num_replicas_in_sync > 1:
-      self._average_statistics()
+    statistics = batch_norm.statistics(self.classifier)
+    if statistics and self.distribute_strategy.num_replicas_in_sync > 1:
+      self._average(statistics)
 
   @tf.function
-  def _average_statistics(self) -> None:
+  def _average(self, statistics: list[tf.Variable]) -> None:
     def in_replica() -> None:
-      statistics = batch_norm.statistics(self.classifier)
       means = tf.distribute.get_replica_context().all_reduce(
         tf.distribute.ReduceOp.MEAN, [tf.identity(s) for s in statistics]
       )

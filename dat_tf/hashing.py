@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -40,7 +41,7 @@ def _mix32(x: tf.Tensor) -> tf.Tensor:
   return _fold(x, 16)
 
 
-def stream_keys(*coordinates) -> tf.Tensor:
+def stream_keys(*coordinates: Any) -> tf.Tensor:
   """Keys of independent streams, one for each element of the coordinates.
 
   Args:

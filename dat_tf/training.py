@@ -17,7 +17,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Optional
 
 import numpy as np
@@ -32,7 +32,7 @@ from dat_tf.communication import MeanAllReduce
 from dat_tf.data import augment, pipeline, records
 from dat_tf.errors import UserError
 from dat_tf.models import make_model
-from dat_tf.monitoring import Progress, Scalars, picture_grid
+from dat_tf.monitoring import AttackedImages, Progress, Scalars
 from dat_tf.objectives import AdversarialTraining
 from dat_tf.optimizers import WarmupDecay, make_optimizer, scaled_learning_rate
 
@@ -44,20 +44,31 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
     UserError: settings, data or model directory do not fit together.
   """
   config_lib.check_against_saved(config)
-  this = Run(config, cluster)
-  if config.mode in ("train", "train_and_evaluate"):
-    this.train()
-  else:
-    this.restore()
-  if config.mode in ("evaluate", "train_and_evaluate"):
-    this.evaluate()
-  if config.mode == "export":
-    this.export()
+  try:
+    this = Run(config, cluster)
+    if config.mode in ("train", "train_and_evaluate"):
+      this.train()
+    else:
+      this.restore()
+    if config.mode in ("evaluate", "train_and_evaluate"):
+      this.evaluate()
+    if config.mode == "export":
+      this.export()
+    this.wait_for_all()
+  except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+    if cluster.num_workers == 1:
+      raise
+    # This worker is not the cause; exit code 1.
+    raise SystemExit(
+      f"Worker {cluster.index} ends because another one did: see what that one printed "
+      "and start all again; they go on from the newest checkpoint. "
+      f"({error.message.splitlines()[0]})"
+    ) from None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-  """One worker's share of some TFRecords."""
+class Source:
+  """One worker's share of some TFRecords; its attributes say what they hold."""
 
   shard: pipeline.Shard
   form: records.RecordForm
@@ -75,6 +86,8 @@ class Run:
   def __init__(self, config: flags.FlagValues, cluster: cluster_lib.Cluster):
     """Opens the data and builds the model; nothing is written yet."""
     self._config, self._cluster = config, cluster
+    if config.communication == "nccl" and not tf.config.list_physical_devices("GPU"):
+      raise UserError("--communication=nccl needs GPUs, and none is here: use ring.")
     tf.keras.utils.set_random_seed(config.seed)
     options = cluster_lib.communication_options(
       config.communication, config.bytes_per_pack, config.collective_timeout
@@ -94,23 +107,23 @@ class Run:
       )
     first_label = None if config.first_label == "auto" else int(config.first_label)
     self._reading = {"num_classes": config.num_classes, "first_label": first_label}
-    self._train = (
+    self.train_data = (
       self._open(config.train_data) if config.mode.startswith("train") else None
     )
-    self._test = self._open(config.test_data) if config.test_data else None
-    source = self._train or self._test
+    self.test_data = self._open(config.test_data) if config.test_data else None
+    source = self.train_data or self.test_data
     if source is None:
       raise UserError("--test_data is required: the images' shape is read from it.")
-    self._model, self._plain = self._build(source.image_shape)
+    self.model, self._plain = self._build(source.image_shape)
     self._checkpoints = checkpointing.Checkpoints(
       os.path.join(config.model_dir, "checkpoints"),
-      self._model.classifier,
-      self._model.optimizer if self._train else None,
+      self.model.classifier,
+      self.model.optimizer if self.train_data else None,
       config.checkpoints_to_keep,
       cluster.is_chief,
     )
 
-  def _open(self, pattern: str) -> _Source:
+  def _open(self, pattern: str) -> Source:
     paths = records.match_files(pattern)
     shard = pipeline.shard_files(
       paths, self._cluster.index, self._cluster.num_workers, self._config.data_is_local
@@ -120,7 +133,7 @@ class Run:
     steps = cluster_lib.all_workers_max(
       self._strategy, pipeline.batches_per_epoch(shard.num_examples, batch)
     )
-    return _Source(shard, form, records.first_image_shape(paths[0], form), steps)
+    return Source(shard, form, records.first_image_shape(paths[0], form), steps)
 
   def _build(
     self, image_shape: tuple[int, ...]
@@ -152,7 +165,7 @@ class Run:
 
   def _make_optimizer(self) -> tf.keras.optimizers.legacy.Optimizer:
     config = self._config
-    steps = self._train.steps if self._train else 1
+    steps = self.train_data.steps if self.train_data else 1
     schedule = WarmupDecay(
       scaled_learning_rate(
         config.learning_rate,
@@ -177,65 +190,94 @@ class Run:
 
   def train(self) -> None:
     """Trains from the newest checkpoint, if there is one, to the last epoch."""
-    config, source = self._config, self._train
+    config, source = self._config, self.train_data
     assert source is not None
     first_epoch = self._checkpoints.restore() or 0
+    if first_epoch >= config.epochs:
+      print(
+        f"{config.model_dir}: all {first_epoch} epochs are done; --epochs adds more."
+      )
+      return
     if self._cluster.is_chief:
       config_lib.save(config)
-    bytes_sent = self._model.all_reduce.bytes_sent(
-      sum(v.shape.num_elements() for v in self._model.classifier.trainable_variables),
-      self._cluster.num_workers,
-    )
-    callbacks: list[tf.keras.callbacks.Callback] = [
+    clock = _Clock()
+    callbacks = [
       tf.keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: self._checkpoints.save(epoch + 1)
-      )
+      ),
+      *(self.watchers(first_epoch) if self._cluster.is_chief else []),
+      clock,
     ]
-    clock = _Clock()
-    if self._cluster.is_chief:
-      callbacks += [
-        Scalars(
-          os.path.join(config.model_dir, "logs"),
-          config.log_every,
-          config.global_batch_size,
-          bytes_sent,
-          self._make_drawing() if config.pictures else None,
-        ),
-        Progress(config.epochs * source.steps, first_epoch * source.steps),
-      ]
-    dataset = self._distribute(source, first_epoch)
+    dataset = self.distribute(source, first_epoch)
     validation: dict[str, Any] = {}
     if config.evaluate_every:
-      assert self._test is not None
+      assert self.test_data is not None
       validation = {
-        "validation_data": self._distribute(self._test),
-        "validation_steps": self._test.steps,
+        "validation_data": self.distribute(self.test_data),
+        "validation_steps": self.test_data.steps,
         "validation_freq": config.evaluate_every,
       }
     started = time.perf_counter()
     with self._explained_errors(source):
-      self._model.fit(
+      self.model.fit(
         dataset,
         epochs=config.epochs,
         initial_epoch=first_epoch,
         steps_per_epoch=source.steps,
-        callbacks=[*callbacks, clock],
+        callbacks=callbacks,
         verbose=0,
         **validation,
       )
     self.export()
     self._write_results(
       {
-        "standard_accuracy": None,
+        "standard_accuracy": None,  # until it is evaluated
         "robust_accuracy": {},
         "epochs": config.epochs,
         "global_batch_size": config.global_batch_size,
         "num_workers": self._cluster.num_workers,
-        "parameters": self._model.classifier.count_params(),
+        "parameters": self.model.classifier.count_params(),
         "train_seconds": round(time.perf_counter() - started, 3),
         "examples_per_second": clock.steps_per_second * config.global_batch_size,
-        "bytes_sent_per_step": bytes_sent,
+        "bytes_sent_per_step": self._bytes_sent_per_step,
       }
+    )
+
+  def watchers(self, first_epoch: int) -> list[tf.keras.callbacks.Callback]:
+    """The callbacks that show the training, for the chief: TensorBoard and a bar."""
+    config, source = self._config, self.train_data
+    assert source is not None
+    draw = None
+    if config.pictures:
+      batch = next(iter(self._batches(source, config.pictures)))
+      keys = hashing.stream_keys(config.seed, batch["epoch"], batch["example_id"])
+      attack = self.model.evaluation_attack
+      assert attack is not None
+      attacked = AttackedImages(
+        self._plain, attack, batch["image"], batch["label"], keys
+      )
+
+      def draw() -> np.ndarray:
+        checkpointing.copy_weights(self.model.classifier, self._plain)
+        return attacked.draw()
+
+    return [
+      Scalars(
+        os.path.join(config.model_dir, "logs"),
+        config.log_every,
+        config.global_batch_size,
+        self._bytes_sent_per_step,
+        draw,
+      ),
+      Progress(config.epochs * source.steps, first_epoch * source.steps),
+    ]
+
+  @property
+  def _bytes_sent_per_step(self) -> int:
+    variables = self.model.classifier.trainable_variables
+    return self.model.all_reduce.bytes_sent(
+      sum(variable.shape.num_elements() for variable in variables),
+      self._cluster.num_workers,
     )
 
   def restore(self) -> None:
@@ -251,14 +293,14 @@ class Run:
 
   def evaluate(self) -> None:
     """Measures clean and robust accuracy, each test image counted once."""
-    source = self._test
+    source = self.test_data
     assert source is not None
     callbacks = []
     if self._cluster.is_chief:
       callbacks.append(Progress(source.steps))
     with self._explained_errors(source):
-      figures = self._model.evaluate(
-        self._distribute(source),
+      figures = self.model.evaluate(
+        self.distribute(source),
         steps=source.steps,
         callbacks=callbacks,
         verbose=0,
@@ -276,37 +318,22 @@ class Run:
 
   def export(self) -> None:
     """Writes the classifier as a plain Keras model."""
-    self._model.average_statistics()
+    self.model.average_statistics()
     if self._cluster.is_chief:
-      checkpointing.copy_weights(self._model.classifier, self._plain)
+      checkpointing.copy_weights(self.model.classifier, self._plain)
       checkpointing.export(self._plain, os.path.join(self._config.model_dir, "export"))
 
-  def _distribute(
-    self, source: _Source, first_epoch: Optional[int] = None
+  def wait_for_all(self) -> None:
+    """Returns once every worker has called it: none is missed while still needed."""
+    cluster_lib.all_workers_max(self._strategy, 0)
+
+  def distribute(
+    self, source: Source, first_epoch: Optional[int] = None
   ) -> tf.distribute.DistributedDataset:
     """Batches for each replica: all epochs to train on, or one pass to evaluate."""
-    config = self._config
-    common: dict[str, Any] = {
-      **self._reading,
-      "form": source.form,
-      "image_shape": source.image_shape,
-      "batch_size": config.global_batch_size // self._replicas,
-      "batches_per_epoch": source.steps * self._replicas // self._cluster.num_workers,
-    }
-    if first_epoch is None:
-      dataset = pipeline.evaluation_dataset(source.shard, **common)
-    else:
-      dataset = pipeline.training_dataset(
-        source.shard,
-        **common,
-        first_epoch=first_epoch,
-        last_epoch=config.epochs,
-        seed=config.seed,
-        shuffle_buffer=config.shuffle_buffer,
-        augmentation=augment.PadCropFlip(4)
-        if config.augmentation == "pad_crop_flip"
-        else None,
-      )
+    dataset = self._batches(
+      source, self._config.global_batch_size // self._replicas, first_epoch
+    )
     # Without a GPU there is no device to copy batches to ahead of time.
     options = tf.distribute.InputOptions(
       experimental_fetch_to_device=bool(tf.config.list_logical_devices("GPU"))
@@ -315,45 +342,33 @@ class Run:
       lambda context: dataset, options
     )
 
-  def _make_drawing(self) -> Callable[[], np.ndarray]:
-    """A function that draws training images under the attack of evaluation."""
-    source = self._train
-    assert source is not None
-    batch = next(
-      iter(
-        pipeline.evaluation_dataset(
-          source.shard,
-          **self._reading,
-          form=source.form,
-          image_shape=source.image_shape,
-          batch_size=self._config.pictures,
-          batches_per_epoch=pipeline.batches_per_epoch(
-            source.shard.num_examples, self._config.pictures
-          ),
-        )
-      )
+  def _batches(
+    self, source: Source, batch_size: int, first_epoch: Optional[int] = None
+  ) -> tf.data.Dataset:
+    config = self._config
+    images = source.steps * config.global_batch_size // self._cluster.num_workers
+    common: dict[str, Any] = {
+      **self._reading,
+      "form": source.form,
+      "image_shape": source.image_shape,
+      "batch_size": batch_size,
+      "batches_per_epoch": pipeline.batches_per_epoch(images, batch_size),
+    }
+    if first_epoch is None:
+      return pipeline.evaluation_dataset(source.shard, **common)
+    crop = config.augmentation == "pad_crop_flip"
+    return pipeline.training_dataset(
+      source.shard,
+      **common,
+      first_epoch=first_epoch,
+      last_epoch=config.epochs,
+      seed=config.seed,
+      shuffle_buffer=config.shuffle_buffer,
+      augmentation=augment.PadCropFlip(4) if crop else None,
     )
-    attack = self._model.evaluation_attack
-    assert attack is not None
-    keys = hashing.stream_keys(self._config.seed, batch["epoch"], batch["example_id"])
-
-    @tf.function
-    def attacked() -> tuple[tf.Tensor, ...]:
-      adversarial = attack(self._plain, batch["image"], batch["label"], keys)
-      clean, robust = self._plain(batch["image"]), self._plain(adversarial)
-      return adversarial, tf.argmax(clean, axis=-1), tf.argmax(robust, axis=-1)
-
-    def draw() -> np.ndarray:
-      checkpointing.copy_weights(self._model.classifier, self._plain)
-      adversarial, clean, robust = (tensor.numpy() for tensor in attacked())
-      return picture_grid(
-        batch["image"].numpy(), adversarial, batch["label"].numpy(), clean, robust
-      )
-
-    return draw
 
   @contextlib.contextmanager
-  def _explained_errors(self, source: _Source) -> Iterator[None]:
+  def _explained_errors(self, source: Source) -> Iterator[None]:
     """Turns what TensorFlow says of bad data and bad numbers into one line."""
     try:
       yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fractions
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -16,14 +17,14 @@ class _NumberParser(flags.ArgumentParser):
 
   syntactic_help = "a number or a fraction such as 8/255"
 
-  def __init__(self, above: float, lower: float, upper: float):
+  def __init__(self, above: float, lower: float, upper: float, below: float):
     super().__init__()
-    self._above, self._lower, self._upper = above, lower, upper
+    self._above, self._lower, self._upper, self._below = above, lower, upper, below
 
   @property
   def interval(self) -> str:
     left = f"({self._above:g}" if self._above >= self._lower else f"[{self._lower:g}"
-    right = "inf)" if self._upper == float("inf") else f"{self._upper:g}]"
+    right = f"{self._below:g})" if self._below <= self._upper else f"{self._upper:g}]"
     return f"{left}, {right}"
 
   def flag_type(self) -> str:
@@ -34,7 +35,7 @@ class _NumberParser(flags.ArgumentParser):
       value = float(fractions.Fraction(str(argument).replace(" ", "")))
     except (ValueError, ZeroDivisionError):
       raise ValueError(f"{argument!r} is not {self.syntactic_help}") from None
-    if not (value > self._above and self._lower <= value <= self._upper):
+    if not (self._above < value < self._below and self._lower <= value <= self._upper):
       raise ValueError(f"must lie in {self.interval}")
     return value
 
@@ -46,9 +47,10 @@ def _define_number(
   above: float = float("-inf"),
   lower: float = 0.0,
   upper: float = float("inf"),
+  below: float = float("inf"),
   **kwargs: Any,
 ) -> None:
-  parser = _NumberParser(above, lower, upper)
+  parser = _NumberParser(above, lower, upper, below)
   flags.DEFINE(
     parser,
     name,
@@ -63,13 +65,15 @@ class _Room:
   """Defines flags that `--help` lists under a room of the package."""
 
   def __init__(self, name: str, values: flags.FlagValues):
-    place: dict[str, Any] = {"module_name": f"dat_tf.{name}", "flag_values": values}
-    self.number = functools.partial(_define_number, **place)
-    self.integer = functools.partial(flags.DEFINE_integer, **place)
-    self.choice = functools.partial(flags.DEFINE_enum, **place)
-    self.text = functools.partial(flags.DEFINE_string, **place)
-    self.texts = functools.partial(flags.DEFINE_list, **place)
-    self.switch = functools.partial(flags.DEFINE_boolean, **place)
+    def bind(define: Callable[..., Any]) -> Callable[..., Any]:
+      return functools.partial(define, module_name=f"dat_tf.{name}", flag_values=values)
+
+    self.number = bind(_define_number)
+    self.integer = bind(flags.DEFINE_integer)
+    self.choice = bind(flags.DEFINE_enum)
+    self.text = bind(flags.DEFINE_string)
+    self.texts = bind(flags.DEFINE_list)
+    self.switch = bind(flags.DEFINE_boolean)
 
 
 # A flag a paragraph reads better than an argument a line.
@@ -174,9 +178,9 @@ def define_flags(values: flags.FlagValues) -> None:
       "decay_epochs", [], "Epochs at which decay=step multiplies the rate by 0.1.")
   optimizer.number("weight_decay", 1e-4, "Of weights, not of biases or batch-norm.")
   optimizer.number("momentum", 0.9, "Of sgd and lars.", upper=1.0)
-  optimizer.number("beta_1", 0.9, "Of lamb: decay of the gradient's mean.", upper=1.0)
+  optimizer.number("beta_1", 0.9, "Of lamb: decay of the gradient's mean.", below=1.0)
   optimizer.number(
-      "beta_2", 0.999, "Of lamb: decay of the squared gradient's mean.", upper=1.0)
+      "beta_2", 0.999, "Of lamb: decay of the squared gradient's mean.", below=1.0)
   optimizer.number(
       "min_weight_norm", 0.0,
       "c_l: a layer's norm counts as at least this in lamb's and lars' trust ratio.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +74,7 @@ def _check(config: Any) -> None:
   training = config.mode in ("train", "train_and_evaluate")
   evaluating = config.mode in ("evaluate", "train_and_evaluate")
   contradictions: list[tuple[Any, str]] = [
-    (config.model_dir is None, "--model_dir is required: where the run writes."),
+    (not config.model_dir, "--model_dir is required: where the run writes."),
     (
       training and config.train_data is None,
       f"--train_data is required by --mode={config.mode}: TFRecords to train on.",
@@ -111,8 +112,9 @@ def _check(config: Any) -> None:
   for wrong, message in contradictions:
     if wrong:
       raise UserError(message)
-  if decay_epochs(config) != sorted(set(decay_epochs(config))):
-    raise UserError("--decay_epochs must rise, as in 75,90,95.")
+  epochs = decay_epochs(config)
+  if not all(a < b < math.inf for a, b in zip([0.0, *epochs], epochs)):
+    raise UserError("--decay_epochs must rise from above 0, as in 75,90,95.")
 
 
 def decay_epochs(config: Any) -> list[float]:
@@ -127,7 +129,7 @@ def check_against_saved(config: Any) -> None:
   """Compares the settings with those of the run that wrote model_dir, if one did.
 
   Raises:
-    UserError: they differ in a flag outside `MAY_CHANGE`.
+    UserError: they differ in a flag outside `MAY_CHANGE`, or those kept are damaged.
   """
   path = _path(config.model_dir)
   if not os.path.exists(path):
@@ -135,28 +137,44 @@ def check_against_saved(config: Any) -> None:
   saved = _load(path)
   for name in sorted(_names(config) - MAY_CHANGE):
     if saved[name].value != config[name].value:
+      was, now = (v[name].serialize() or f"no --{name}" for v in (saved, config))
       raise UserError(
-        f"{config.model_dir} was written with {saved[name].serialize()}, this run has "
-        f"{config[name].serialize()}: choose another --model_dir, or the same value."
+        f"{config.model_dir} was written with {was}, this run has {now}: choose "
+        "another --model_dir, or the same value."
       )
 
 
 def save(config: Any) -> None:
-  """Writes model_dir/config.flags, a flagfile that reproduces the run."""
-  os.makedirs(config.model_dir, exist_ok=True)
+  """Writes model_dir/config.flags, a flagfile that reproduces the run.
+
+  Raises:
+    UserError: model_dir cannot be made or written.
+  """
   path = _path(config.model_dir)
-  with open(f"{path}.new", "w", encoding="utf-8") as file:
-    for name in sorted(_names(config)):
-      line = config[name].serialize()
-      if line:  # a flag without a value has none
-        file.write(f"{line}\n")
-  os.replace(f"{path}.new", path)
+  try:
+    os.makedirs(config.model_dir, exist_ok=True)
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+      for name in sorted(_names(config)):
+        line = config[name].serialize()
+        if line:  # a flag without a value has none
+          file.write(f"{line}\n")
+    os.replace(f"{path}.new", path)
+  except OSError as error:
+    raise UserError(
+      f"--model_dir={config.model_dir} cannot be written ({error.strerror}): choose "
+      "another."
+    ) from None
 
 
 def _load(path: str) -> flags.FlagValues:
   values = flags.FlagValues()
   define_flags(values)
-  values(["", f"--flagfile={path}"])
+  try:
+    values(["", f"--flagfile={path}"])
+  except flags.Error as error:
+    raise UserError(
+      f"{path} cannot be read ({error}): mend it or choose another --model_dir."
+    ) from None
   return values
 
 

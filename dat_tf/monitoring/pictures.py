@@ -3,10 +3,51 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.figure
 import numpy as np
+import tensorflow as tf
+
+
+class AttackedImages:
+  """Some images, attacked anew each time they are drawn."""
+
+  def __init__(
+    self,
+    classifier: tf.keras.Model,
+    attack: Callable[..., tf.Tensor],
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    keys: tf.Tensor,
+  ):
+    """Keeps the images.
+
+    Args:
+      classifier: a plain model, which one worker alone can run; its weights may change
+        between drawings.
+      attack: see `dat_tf.attacks`.
+      images: float32 [B, H, W, C] in [0, 1], C 1 or 3.
+      labels: integer [B].
+      keys: uint32 [B, 2], for the attack.
+    """
+
+    @tf.function
+    def attacked() -> tuple[tf.Tensor, ...]:
+      adversarial = attack(classifier, images, labels, keys)
+      return (
+        images,
+        adversarial,
+        labels,
+        tf.argmax(classifier(images), axis=-1),
+        tf.argmax(classifier(adversarial), axis=-1),
+      )
+
+    self._attacked = attacked
+
+  def draw(self) -> np.ndarray:
+    """uint8 [height, width, 3] pixels, see `picture_grid`."""
+    return picture_grid(*(tensor.numpy() for tensor in self._attacked()))
 
 
 def picture_grid(

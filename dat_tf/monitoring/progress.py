@@ -33,7 +33,7 @@ class Progress(tf.keras.callbacks.Callback):
       self._open("evaluating")
 
   def on_epoch_begin(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
-    self._bar.set_description(f"epoch {epoch + 1}", refresh=False)
+    self._bar.set_description_str(f"epoch {epoch + 1}", refresh=False)
 
   def on_train_batch_end(
     self, batch: int, logs: Optional[dict[str, Any]] = None
@@ -65,6 +65,7 @@ class Progress(tf.keras.callbacks.Callback):
       total=self._steps,
       initial=self._first_step,
       unit="step",
+      leave=terminal,  # a line of its own is there already
       file=sys.stderr if terminal else _Lines(),
       mininterval=0.5 if terminal else 10.0,
       dynamic_ncols=terminal,
@@ -86,8 +87,9 @@ class Progress(tf.keras.callbacks.Callback):
       "val_accuracy",
       "val_robust_accuracy",
     )
+    logs = logs or {}
     self._bar.set_postfix(
-      {name: f"{float(logs[name]):.3f}" for name in names if name in (logs or {})}
+      {name: f"{float(logs[name]):.3f}" for name in names if name in logs}
     )
 
 
