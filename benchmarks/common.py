@@ -1,0 +1,85 @@
+"""What the benchmarks share: a table, a flat JSON object, a line on the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from tabulate import tabulate
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+JSON = flags.DEFINE_string("json", None, "File that the figures are written to.")
+
+
+def report(
+  rows: Sequence[dict[str, Any]], figures: dict[str, Any], note: str = ""
+) -> None:
+  """Prints rows as a table and writes the figures, with the machine, to --json."""
+  print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g"))
+  if note:
+    print(note)
+  if JSON.value:
+    os.makedirs(os.path.dirname(os.path.abspath(JSON.value)), exist_ok=True)
+    with open(JSON.value, "w", encoding="utf-8") as file:
+      json.dump({**figures, "machine": machine()}, file, indent=2)
+      file.write("\n")
+
+
+def machine() -> str:
+  """Processor, cores in use and memory."""
+  name = platform.processor() or platform.machine()
+  memory = ""
+  if os.path.exists("/proc/cpuinfo"):
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+      names = [line.split(":")[1].strip() for line in file if "model name" in line]
+    name = names[0] if names else name
+    memory = (
+      f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    )
+  cores = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  )
+  return f"{name}, {cores} cores{memory}"
+
+
+def train_and_evaluate(
+  flagfile: str, model_dir: str, num_workers: int, *settings: str
+) -> dict[str, Any]:
+  """Runs an experiment on local workers; a failure ends this program.
+
+  Args:
+    flagfile: name of a file in flags/, without its ending.
+    model_dir: a run that was interrupted there goes on.
+    num_workers: local worker processes.
+    *settings: further flags.
+
+  Returns:
+    The run's results.json.
+  """
+  # The flagfile's paths, and its flagfiles, are relative to the project.
+  command = ["-m", "dat_tf.launch", f"--num_workers={num_workers}", "--", "run_dat.py"]
+  command += [f"--flagfile=flags/{flagfile}.flags"]
+  command += [f"--model_dir={os.path.abspath(model_dir)}", *settings]
+  python(*command)
+  with open(os.path.join(model_dir, "results.json"), encoding="utf-8") as file:
+    return json.load(file)
+
+
+def python(*command: str) -> None:
+  """Runs a Python command in the project; its failure ends this program."""
+  code = subprocess.call([sys.executable, *command], cwd=ROOT)
+  if code:
+    sys.exit(code)
+
+
+def records(directory: str) -> list[str]:
+  """The flags that name the TFRecords in a directory."""
+  directory = os.path.abspath(directory)
+  return [f"--train_data={directory}/train-*", f"--test_data={directory}/test-*"]
