@@ -1,0 +1,267 @@
+"""Tests of training on two and three real workers: processes that talk over gRPC."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from dat_tf import cluster as cluster_lib
+from dat_tf import config as config_lib
+from dat_tf import training
+from dat_tf.adversarial_model import AdversarialModel
+from dat_tf.attacks import PGD, LInfinity
+from dat_tf.checkpointing import Checkpoints
+from dat_tf.data import records
+from dat_tf.models import batch_norm, make_model
+from dat_tf.optimizers import LAMB
+from workers import run_workers
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS, BATCH = 5, 64
+
+
+def _strategy():
+  cluster = cluster_lib.Cluster.from_environment()
+  options = cluster_lib.communication_options("ring", 0, 60)
+  return cluster, cluster_lib.make_strategy(cluster, options)
+
+
+def _network_without_batch_norm():
+  layers = tf.keras.layers
+  return tf.keras.Sequential(
+    [
+      tf.keras.Input((8, 8, 1)),
+      layers.Conv2D(8, 3, activation="relu"),
+      layers.Flatten(),
+      layers.Dense(10),
+    ]
+  )
+
+
+def _train_on_the_same_images(worker, num_workers, strategy):
+  """Five steps of 64 images; each worker takes its part of each global batch."""
+  rng = np.random.default_rng(0)
+  images = rng.uniform(size=(STEPS * BATCH, 8, 8, 1)).astype("f4")
+  labels = rng.integers(0, 10, size=STEPS * BATCH)
+  tf.keras.utils.set_random_seed(0)
+  with strategy.scope():
+    model = AdversarialModel(
+      _network_without_batch_norm(), PGD(LInfinity(0.1), 0.025, 5), seed=3
+    )
+    model.compile(optimizer=LAMB(0.01, weight_decay=1e-4))
+  part = BATCH // num_workers
+  data = {
+    "image": images,
+    "label": labels,
+    "weight": np.ones(len(images), "f4"),
+    "example_id": np.arange(len(images)),
+    "epoch": np.zeros(len(images), "i8"),
+  }
+  chosen = np.arange(len(images)).reshape(STEPS, num_workers, part)[:, worker].ravel()
+  dataset = tf.data.Dataset.from_tensor_slices(
+    {name: values[chosen] for name, values in data.items()}
+  ).batch(part)
+  distributed = strategy.distribute_datasets_from_function(lambda context: dataset)
+  logs = model.fit(distributed, steps_per_epoch=STEPS, verbose=0).history
+  return model.classifier.get_weights(), logs
+
+
+def _train_with_batch_norm(worker, strategy):
+  """Statistics differ between workers until they are averaged; stop on one worker."""
+  tf.keras.utils.set_random_seed(worker)  # the chief's initial weights must win
+  with strategy.scope():
+    model = AdversarialModel(
+      make_model("small_cnn", (8, 8, 1), 10), PGD(LInfinity(0.1), 0.05, 2)
+    )
+    model.compile(optimizer=tf.keras.optimizers.legacy.SGD(0.1))
+  rng = np.random.default_rng(worker)
+  images = rng.uniform(size=(48, 8, 8, 1)).astype("f4")
+  labels = rng.integers(0, 10, size=48)
+  dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16).repeat()
+  before, after = [], []
+
+  def own_statistics():
+    locals_ = map(strategy.experimental_local_results, statistics)
+    return [local[0].numpy() for local in locals_]
+
+  class Watch(tf.keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+      if batch == 2:
+        before.append(own_statistics())
+
+    def on_epoch_end(self, epoch, logs=None):
+      after.append(own_statistics())
+
+  class StopInTheMiddle(tf.keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+      self.model.stop_training = True
+
+  class LowerTheRate(tf.keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+      self.model.optimizer.learning_rate.assign(0.05 if worker == 0 else 0.7)
+
+  statistics = batch_norm.statistics(model.classifier)
+  callbacks = [Watch(), LowerTheRate()] + ([StopInTheMiddle()] if worker == 1 else [])
+  distributed = strategy.distribute_datasets_from_function(lambda context: dataset)
+  history = model.fit(
+    distributed, epochs=4, steps_per_epoch=3, callbacks=callbacks, verbose=0
+  )
+  with tempfile.TemporaryDirectory() as directory:
+    checkpoints = Checkpoints(
+      directory, model.classifier, model.optimizer, is_chief=worker == 0
+    )
+    checkpoints.save(1)
+    files = sorted(os.listdir(directory))
+  return {
+    "before": before[0],
+    "after": after[0],
+    "weights": [v.numpy() for v in model.classifier.trainable_variables],
+    "epochs": len(history.history["loss"]),
+    "learning_rate": float(model.optimizer.learning_rate.numpy()),
+    "files": files,
+  }
+
+
+def _run_example(strategy):
+  """The README's ten lines, with the strategy of this test."""
+  code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+  code = code.replace("tf.distribute.MultiWorkerMirroredStrategy()", "strategy")
+  rng = np.random.default_rng(0)
+  names = {
+    "strategy": strategy,
+    "make_network": _network_without_batch_norm,
+    "images": rng.uniform(size=(256, 8, 8, 1)).astype("f4"),
+    "labels": rng.integers(0, 10, size=256),
+  }
+  exec(compile(code, "README.md", "exec"), names)
+  return [v.numpy() for v in names["model"].classifier.trainable_variables]
+
+
+def _in_two_workers():
+  cluster, strategy = _strategy()
+  return {
+    "same_images": _train_on_the_same_images(cluster.index, 2, strategy),
+    "batch_norm": _train_with_batch_norm(cluster.index, strategy),
+    "example": _run_example(strategy),
+  }
+
+
+def _run_on_records(*flags):
+  """A whole run, as run_dat.py does it; returns what this worker is left with."""
+  cluster = cluster_lib.Cluster.from_environment()
+  config = config_lib.parse(["run_dat.py", *flags])
+  run = training.Run(config, cluster)
+  run.train()
+  run.evaluate()
+  return {
+    "steps": run.train_data.steps,
+    "weights": [v.numpy() for v in run.model.classifier.trainable_variables],
+    "figures": run.model.evaluate(
+      run.distribute(run.test_data),
+      steps=run.test_data.steps,
+      return_dict=True,
+      verbose=0,
+    ),
+  }
+
+
+def _write(directory, name, sizes):
+  """One TFRecord file of digits for each size; some hold far more than others."""
+  rng = np.random.default_rng(len(sizes))
+  for number, size in enumerate(sizes):
+    examples = [
+      records.image_example(rng.integers(0, 256, size=(8, 8, 1), dtype="u1"), label)
+      for label in rng.integers(0, 10, size=size)
+    ]
+    records.write_shards(examples, directory, f"{name}{number}", 1)
+
+
+class TwoWorkersTest(tf.test.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workers = run_workers(_in_two_workers, 2)
+
+  def test_both_workers_have_the_same_weights_bit_for_bit(self):
+    for key in ("same_images", "example"):
+      for mine, theirs in zip(*[worker[key] for worker in self.workers]):
+        if isinstance(mine, np.ndarray):
+          self.assertAllEqual(mine, theirs)
+    for mine, theirs in zip(*[w["batch_norm"]["weights"] for w in self.workers]):
+      self.assertAllEqual(mine, theirs)
+
+  def test_two_workers_train_as_one_with_twice_the_batch(self):
+    strategy = tf.distribute.get_strategy()
+    weights, logs = _train_on_the_same_images(0, 1, strategy)
+    start = np.concatenate([w.ravel() for w in self.initial_weights()])
+    one = np.concatenate([w.ravel() for w in weights])
+    for worker in self.workers:
+      two_weights, two_logs = worker["same_images"]
+      two = np.concatenate([w.ravel() for w in two_weights])
+      # Sums over 64 images are taken in another order, and a convolution's last bits
+      # depend on the batch size: five steps of LAMB, whose first steps divide by the
+      # gradient's own size, make some 1e-6 of it. The weights themselves moved 0.05.
+      self.assertGreater(np.abs(one - start).max(), 0.02)
+      self.assertAllClose(two, one, rtol=0, atol=2e-5)
+      self.assertAllClose(two_logs["loss"], logs["loss"], rtol=1e-5)
+      self.assertAllClose(two_logs["robust_accuracy"], logs["robust_accuracy"])
+
+  def initial_weights(self):
+    tf.keras.utils.set_random_seed(0)
+    return _network_without_batch_norm().get_weights()
+
+  def test_batch_statistics_are_averaged_at_the_end_of_an_epoch(self):
+    first, second = (worker["batch_norm"] for worker in self.workers)
+    self.assertTrue(
+      any(np.any(a != b) for a, b in zip(first["before"], second["before"]))
+    )
+    for a, b, mean in zip(first["before"], second["before"], first["after"]):
+      self.assertAllClose(mean, (a + b) / 2, atol=1e-7)
+    for mine, theirs in zip(first["after"], second["after"]):
+      self.assertAllEqual(mine, theirs)
+
+  def test_what_one_worker_decides_holds_for_both(self):
+    for worker in self.workers:
+      # Worker 1 asked to stop in the first epoch; the chief lowered the rate to 0.05.
+      self.assertEqual(worker["batch_norm"]["epochs"], 1)
+      self.assertAllClose(worker["batch_norm"]["learning_rate"], 0.05)
+
+  def test_only_the_chief_leaves_a_checkpoint(self):
+    chief, other = (worker["batch_norm"]["files"] for worker in self.workers)
+    self.assertIn("epoch-1.index", chief)
+    self.assertEqual(other, [])
+
+
+class RecordsTest(tf.test.TestCase):
+  def test_unequal_shards_train_and_each_test_image_counts_once(self):
+    directory = self.get_temp_dir()
+    _write(directory, "train", [5, 40, 7])
+    _write(directory, "test", [3, 20])
+    flags = [
+      f"--model_dir={directory}/run",
+      f"--train_data={directory}/train*",
+      f"--test_data={directory}/test*",
+      "--global_batch_size=12",
+      "--epochs=1",
+      "--attack_steps=1",
+      "--evaluation_attack_steps=3",
+      "--epsilon=0.1",
+      "--learning_rate=0.001",
+      "--pictures=2",
+    ]
+    two = run_workers(_run_on_records, 2, *flags)
+    # One has the file of 40 and every other record of the file of 7, in batches of 6.
+    self.assertEqual([worker["steps"] for worker in two], [8, 8])
+    # Nothing is left to train: three workers evaluate what the two have trained.
+    three = run_workers(_run_on_records, 3, *flags)
+    for worker in (*two, *three):
+      self.assertEqual(worker["figures"]["examples"], 23)
+      for name, value in two[0]["figures"].items():
+        self.assertAllClose(worker["figures"][name], value, atol=1e-6)
+      for mine, theirs in zip(worker["weights"], two[0]["weights"]):
+        self.assertAllEqual(mine, theirs)
