@@ -146,7 +146,7 @@ class AdversarialModel(tf.keras.Model):
     self.optimizer.apply_gradients(
       zip(gradients, variables), experimental_aggregate_gradients=False
     )
-    return {**self._add(figures), "gradient_norm": gradient_norm}
+    return {**self._add(figures, self.attack), "gradient_norm": gradient_norm}
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
     """Clean and attacked accuracy; returns the means over all replicas so far."""
@@ -161,7 +161,7 @@ class AdversarialModel(tf.keras.Model):
       tf.distribute.ReduceOp.SUM,
       _figures(weights, loss, labels, clean_logits, adversarial_logits),
     )
-    return {**self._add(figures), "examples": self._totals[0]}
+    return {**self._add(figures, self.evaluation_attack), "examples": self._totals[0]}
 
   def fit(
     self, *args: Any, callbacks: Sequence[Any] = (), **kwargs: Any
@@ -202,11 +202,12 @@ class AdversarialModel(tf.keras.Model):
     super().reset_metrics()
     self._totals.assign(tf.zeros(4))
 
-  def _add(self, figures: tf.Tensor) -> dict[str, tf.Tensor]:
+  def _add(self, figures: tf.Tensor, attack: Optional[Attack]) -> dict[str, tf.Tensor]:
     """Adds a batch's `_figures` to the epoch's; returns the epoch's means."""
     totals = self._totals.assign_add(figures)
     means = tf.math.divide_no_nan(totals, totals[0])
-    return {"loss": means[1], "accuracy": means[2], "robust_accuracy": means[3]}
+    logs = {"loss": means[1], "accuracy": means[2]}
+    return {**logs, "robust_accuracy": means[3]} if attack else logs
 
   def _unpack(self, data: Any, step: tf.Tensor) -> Batch:
     if isinstance(data, dict):

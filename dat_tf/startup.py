@@ -15,9 +15,9 @@ from absl import app, flags
 from dat_tf.errors import UserError, exit_on_user_error
 
 # Printed by TensorFlow 2.15 whatever the machine: when it is imported its CUDA plug-ins
-# register themselves twice, and oneDNN and the CPU's instructions are announced; the
-# first time that data is distributed, tf.data says of TensorFlow's own iterator that it
-# will not be optimised.
+# register themselves twice, and oneDNN and the CPU's instructions are announced; when
+# data is distributed, tf.data says of tf.distribute's iterator that it will not be
+# optimised.
 _NOISE = re.compile(
   rb"Unable to register cu\w+ factory|oneDNN custom operations|cpu_feature_guard"
   rb"|To enable the following instructions|Could not find cuda drivers|TF-TRT Warning"

@@ -93,12 +93,6 @@ class Run:
       config.communication, config.bytes_per_pack, config.collective_timeout
     )
     self._strategy = cluster_lib.make_strategy(cluster, options)
-    with startup.quiet():  # what TensorFlow says once a process is said here
-      iter(
-        self._strategy.distribute_datasets_from_function(
-          lambda context: tf.data.Dataset.range(1)
-        )
-      )
     self._replicas = self._strategy.num_replicas_in_sync
     if config.global_batch_size % self._replicas:
       raise UserError(
@@ -249,7 +243,8 @@ class Run:
     assert source is not None
     draw = None
     if config.pictures:
-      batch = next(iter(self._batches(source, config.pictures)))
+      with self._explained_errors(source):
+        batch = next(iter(self._batches(source, config.pictures)))
       keys = hashing.stream_keys(config.seed, batch["epoch"], batch["example_id"])
       attack = self.model.evaluation_attack
       assert attack is not None
@@ -338,8 +333,8 @@ class Run:
     options = tf.distribute.InputOptions(
       experimental_fetch_to_device=bool(tf.config.list_logical_devices("GPU"))
     )
-    return self._strategy.distribute_datasets_from_function(
-      lambda context: dataset, options
+    return _iterated_quietly(
+      self._strategy.distribute_datasets_from_function(lambda context: dataset, options)
     )
 
   def _batches(
@@ -404,6 +399,20 @@ class Run:
       json.dump(figures, file, indent=2)
       file.write("\n")
     os.replace(f"{path}.new", path)
+
+
+def _iterated_quietly(
+  dataset: tf.distribute.DistributedDataset,
+) -> tf.distribute.DistributedDataset:
+  """Drops the warning that tf.data gives of tf.distribute's own kind of iterator."""
+
+  class Quiet(type(dataset)):  # type: ignore[misc]
+    def __iter__(self) -> Any:
+      with startup.quiet():
+        return super().__iter__()
+
+  dataset.__class__ = Quiet
+  return dataset
 
 
 class _Clock(tf.keras.callbacks.Callback):

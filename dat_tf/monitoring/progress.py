@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -60,6 +61,8 @@ class Progress(tf.keras.callbacks.Callback):
 
   def _open(self, name: str) -> None:
     terminal = sys.stderr.isatty()
+    self._interval = 0.5 if terminal else 10.0
+    self._shown = time.monotonic()
     self._bar = tqdm.tqdm(
       desc=name,
       total=self._steps,
@@ -67,7 +70,6 @@ class Progress(tf.keras.callbacks.Callback):
       unit="step",
       leave=terminal,  # a line of its own is there already
       file=sys.stderr if terminal else _Lines(),
-      mininterval=0.5 if terminal else 10.0,
       dynamic_ncols=terminal,
       bar_format=None
       if terminal
@@ -75,8 +77,9 @@ class Progress(tf.keras.callbacks.Callback):
     )
 
   def _advance(self, logs: Optional[dict[str, Any]]) -> None:
-    # True only as often as the bar is drawn.
-    if self._bar.update():
+    # Not `update`, which would draw the bar with the figures of the last time.
+    self._bar.n += 1
+    if time.monotonic() - self._shown >= self._interval:
       self._show(logs)
 
   def _show(self, logs: Optional[dict[str, Any]]) -> None:
@@ -88,6 +91,7 @@ class Progress(tf.keras.callbacks.Callback):
       "val_robust_accuracy",
     )
     logs = logs or {}
+    self._shown = time.monotonic()
     self._bar.set_postfix(
       {name: f"{float(logs[name]):.3f}" for name in names if name in logs}
     )
