@@ -146,6 +146,7 @@ def _in_two_workers():
   cluster, strategy = _strategy()
   return {
     "same_images": _train_on_the_same_images(cluster.index, 2, strategy),
+    "once_more": _train_on_the_same_images(cluster.index, 2, strategy),
     "batch_norm": _train_with_batch_norm(cluster.index, strategy),
     "example": _run_example(strategy),
   }
@@ -188,12 +189,13 @@ class TwoWorkersTest(tf.test.TestCase):
     cls.workers = run_workers(_in_two_workers, 2)
 
   def test_both_workers_have_the_same_weights_bit_for_bit(self):
-    for key in ("same_images", "example"):
-      for mine, theirs in zip(*[worker[key] for worker in self.workers]):
-        if isinstance(mine, np.ndarray):
-          self.assertAllEqual(mine, theirs)
-    for mine, theirs in zip(*[w["batch_norm"]["weights"] for w in self.workers]):
-      self.assertAllEqual(mine, theirs)
+    for first, second in (
+      [worker["same_images"][0] for worker in self.workers],
+      [worker["batch_norm"]["weights"] for worker in self.workers],
+      [worker["example"] for worker in self.workers],
+    ):
+      for mine, theirs in zip(first, second):
+        self.assertAllEqual(mine, theirs)
 
   def test_two_workers_train_as_one_with_twice_the_batch(self):
     strategy = tf.distribute.get_strategy()
@@ -210,6 +212,11 @@ class TwoWorkersTest(tf.test.TestCase):
       self.assertAllClose(two, one, rtol=0, atol=2e-5)
       self.assertAllClose(two_logs["loss"], logs["loss"], rtol=1e-5)
       self.assertAllClose(two_logs["robust_accuracy"], logs["robust_accuracy"])
+
+  def test_one_seed_gives_the_same_weights_bit_for_bit(self):
+    weights, again = self.workers[0]["same_images"][0], self.workers[0]["once_more"][0]
+    for first, second in zip(weights, again):
+      self.assertAllEqual(first, second)
 
   def initial_weights(self):
     tf.keras.utils.set_random_seed(0)

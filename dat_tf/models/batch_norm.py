@@ -41,10 +41,8 @@ def warmed_up_momentum(model: tf.keras.Model, step: tf.Tensor) -> Iterator[None]
 
 
 def _has_momentum(layer: tf.Module) -> bool:
-  return isinstance(
-    layer,
-    (tf.keras.layers.BatchNormalization, tf.compat.v1.keras.layers.BatchNormalization),
-  )
+  # Keras has several batch-norm classes without a public one above them.
+  return hasattr(layer, "moving_mean") and hasattr(layer, "momentum")
 
 
 def statistics(model: tf.keras.Model) -> list[tf.Variable]:
