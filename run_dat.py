@@ -23,7 +23,11 @@ def main(argv: Sequence[str]) -> None:
   # TensorFlow is loaded only now: a mistake in the flags shows at once.
   with quiet():
     from dat_tf import training
-  training.run(config, cluster)
+  try:
+    training.run(config, cluster)
+  except KeyboardInterrupt:
+    print("Interrupted: the same command goes on from the newest checkpoint.")
+    sys.exit(130)
 
 
 if __name__ == "__main__":

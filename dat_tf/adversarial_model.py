@@ -137,7 +137,7 @@ class AdversarialModel(tf.keras.Model):
         loss = tf.reduce_sum(weights * losses)
         if self.classifier.losses:  # the layers' own regularisers
           loss += tf.reduce_sum(weights) * tf.add_n(self.classifier.losses)
-    gradients = tape.gradient(loss, variables)
+    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
     figures = _figures(weights, loss, labels, clean_logits, adversarial_logits)
     # The figures travel with the gradients: one collective a step.
     *gradients, figures = self.all_reduce([*gradients, figures])
@@ -215,6 +215,10 @@ class AdversarialModel(tf.keras.Model):
       return Batch(data["image"], data["label"], data["weight"], keys)
     images, labels, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
     images = _checked_images(images)
+    if (
+      labels.shape.rank == 2 and labels.shape[-1] == 1
+    ):  # as Keras' data sets have them
+      labels = labels[:, 0]
     size = tf.shape(images)[0]
     weights = tf.ones(size) if weights is None else tf.cast(weights, tf.float32)
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group

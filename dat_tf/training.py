@@ -68,12 +68,19 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One worker's share of some TFRecords; its attributes say what they hold."""
+  """One worker's share of some TFRecords.
+
+  Attributes:
+    shard: the records of this worker.
+    form: their form.
+    image_shape: (height, width, channels) of every image.
+    steps: global batches in one pass, the same on all workers.
+  """
 
   shard: pipeline.Shard
   form: records.RecordForm
   image_shape: tuple[int, ...]
-  steps: int  # batches a replica, the same on all workers
+  steps: int
 
   @property
   def paths(self) -> list[str]:
@@ -89,10 +96,10 @@ class Run:
     if config.communication == "nccl" and not tf.config.list_physical_devices("GPU"):
       raise UserError("--communication=nccl needs GPUs, and none is here: use ring.")
     tf.keras.utils.set_random_seed(config.seed)
-    options = cluster_lib.communication_options(
+    self._options = cluster_lib.communication_options(
       config.communication, config.bytes_per_pack, config.collective_timeout
     )
-    self._strategy = cluster_lib.make_strategy(cluster, options)
+    self._strategy = cluster_lib.make_strategy(cluster, self._options)
     self._replicas = self._strategy.num_replicas_in_sync
     if config.global_batch_size % self._replicas:
       raise UserError(
@@ -101,10 +108,11 @@ class Run:
       )
     first_label = None if config.first_label == "auto" else int(config.first_label)
     self._reading = {"num_classes": config.num_classes, "first_label": first_label}
-    self.train_data = (
-      self._open(config.train_data) if config.mode.startswith("train") else None
-    )
-    self.test_data = self._open(config.test_data) if config.test_data else None
+    self.train_data = self.test_data = None
+    if config.mode.startswith("train"):
+      self.train_data = self._open(config.train_data, config.data_is_local)
+    if config.test_data:
+      self.test_data = self._open(config.test_data)
     source = self.train_data or self.test_data
     if source is None:
       raise UserError("--test_data is required: the images' shape is read from it.")
@@ -117,10 +125,10 @@ class Run:
       cluster.is_chief,
     )
 
-  def _open(self, pattern: str) -> Source:
+  def _open(self, pattern: str, is_local: bool = False) -> Source:
     paths = records.match_files(pattern)
     shard = pipeline.shard_files(
-      paths, self._cluster.index, self._cluster.num_workers, self._config.data_is_local
+      paths, self._cluster.index, self._cluster.num_workers, is_local
     )
     form = records.detect_form(paths[0])
     batch = self._config.global_batch_size // self._cluster.num_workers
@@ -143,11 +151,7 @@ class Run:
         if config.attack == "none"
         else attacks.PGD(ball, config.step_size, config.attack_steps),
         objective=AdversarialTraining(config.clean_weight),
-        all_reduce=MeanAllReduce(
-          cluster_lib.communication_options(
-            config.communication, config.bytes_per_pack, config.collective_timeout
-          )
-        ),
+        all_reduce=MeanAllReduce(self._options),
         evaluation_attack=attacks.PGD(
           ball, config.evaluation_step_size, config.evaluation_attack_steps
         ),

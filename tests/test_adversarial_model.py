@@ -127,7 +127,7 @@ class TrainStepTest(tf.test.TestCase):
     model = AdversarialModel(linear_classifier(), PGD(LInfinity(0.1), 0.05, 2))
     model.compile(optimizer=SGD(0.3))
     one_hot = np.eye(3, dtype="f4")[self.labels]
-    for labels in (self.labels, one_hot):
+    for labels in (self.labels, self.labels[:, None], one_hot):
       data = tf.data.Dataset.from_tensors((self.images, labels))
       logs = model.fit(data, verbose=0)
       self.assertTrue(np.isfinite(logs.history["loss"][0]))

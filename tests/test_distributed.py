@@ -155,6 +155,7 @@ def _in_two_workers():
 def _run_on_records(*flags):
   """A whole run, as run_dat.py does it; returns what this worker is left with."""
   cluster = cluster_lib.Cluster.from_environment()
+  flags = [flag.replace("WORKER", str(cluster.index)) for flag in flags]
   config = config_lib.parse(["run_dat.py", *flags])
   run = training.Run(config, cluster)
   run.train()
@@ -249,9 +250,11 @@ class RecordsTest(tf.test.TestCase):
     directory = self.get_temp_dir()
     _write(directory, "train", [5, 40, 7])
     _write(directory, "test", [3, 20])
+    # A worker's own files: the pattern is another one on each.
     flags = [
       f"--model_dir={directory}/run",
-      f"--train_data={directory}/train*",
+      f"--train_data={directory}/trainWORKER-*",
+      "--data_is_local",
       f"--test_data={directory}/test*",
       "--global_batch_size=12",
       "--epochs=1",
@@ -262,8 +265,8 @@ class RecordsTest(tf.test.TestCase):
       "--pictures=2",
     ]
     two = run_workers(_run_on_records, 2, *flags)
-    # One has the file of 40 and every other record of the file of 7, in batches of 6.
-    self.assertEqual([worker["steps"] for worker in two], [8, 8])
+    # The larger has 40 images, in batches of 6.
+    self.assertEqual([worker["steps"] for worker in two], [7, 7])
     # Nothing is left to train: three workers evaluate what the two have trained.
     three = run_workers(_run_on_records, 3, *flags)
     for worker in (*two, *three):

@@ -121,8 +121,8 @@ def define_flags(values: flags.FlagValues) -> None:
       "pad_crop_flip: shift by up to 4 pixels, and mirror half of the images.")
   data.switch(
       "data_is_local", False,
-      "Each worker reads all files that its own pattern matches, which no other worker "
-      "has, instead of a share of common files.")
+      "Each worker trains on all files that its own pattern matches, which no other "
+      "worker has, instead of on a share of common files. Test data are common files.")
 
   model = _Room("models", values)
   model.text(

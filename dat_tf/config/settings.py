@@ -135,7 +135,9 @@ def check_against_saved(config: Any) -> None:
   if not os.path.exists(path):
     return
   saved = _load(path)
-  for name in sorted(_names(config) - MAY_CHANGE):
+  # Data of their own have another pattern on each worker.
+  free = MAY_CHANGE | {"train_data"} if config.data_is_local else MAY_CHANGE
+  for name in sorted(_names(config) - free):
     if saved[name].value != config[name].value:
       was, now = (v[name].serialize() or f"no --{name}" for v in (saved, config))
       raise UserError(
