@@ -48,11 +48,11 @@ class Checkpoints:
     self._checkpoint = tf.train.Checkpoint(**tracked)
     self._directory, self._keep, self._is_chief = directory, keep, is_chief
 
-  def restore(self) -> Optional[int]:
-    """Restores the newest checkpoint; returns its epochs done, or None without one."""
+  def restore(self) -> int:
+    """Restores the newest checkpoint; returns its epochs done, 0 without one."""
     newest = tf.train.latest_checkpoint(self._directory)
     if newest is None:
-      return None
+      return 0
     status = self._checkpoint.restore(newest)
     status.assert_existing_objects_matched().expect_partial()
     return int(self._epochs)

@@ -65,6 +65,19 @@ def _broadcast(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   return tf.broadcast_to(x, shape), tf.broadcast_to(y, shape)
 
 
+def bits_at(keys: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+  """Uniform 32-bit words: those at the given positions of each stream.
+
+  Args:
+    keys: uint32 [..., 2] from `stream_keys`.
+    positions: uint32, broadcasts against [...].
+
+  Returns:
+    uint32 tensor of the broadcast shape.
+  """
+  return _mix32(_mix32(positions + keys[..., 0]) + keys[..., 1])
+
+
 def bits(keys: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
   """Uniform 32-bit words: `shape` of them from each stream.
 
@@ -76,7 +89,7 @@ def bits(keys: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
     uint32 tensor [..., *shape].
   """
   counter = tf.cast(tf.range(math.prod(shape)), tf.uint32)
-  words = _mix32(_mix32(counter + keys[..., 0:1]) + keys[..., 1:2])
+  words = bits_at(keys[..., tf.newaxis, :], counter)
   return tf.reshape(words, tf.concat([tf.shape(keys)[:-1], shape], axis=0))
 
 

@@ -36,6 +36,14 @@ from dat_tf.monitoring import AttackedImages, Progress, Scalars
 from dat_tf.objectives import AdversarialTraining
 from dat_tf.optimizers import WarmupDecay, make_optimizer, scaled_learning_rate
 
+# What collectives raise on a worker whose peer has ended, frozen or vanished.
+_LOST_WORKER = (
+  tf.errors.UnavailableError,
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+)
+
 
 def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
   """Does what `config.mode` says, as one of the workers of `cluster`.
@@ -55,14 +63,13 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
     if config.mode == "export":
       this.export()
     this.wait_for_all()
-  except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+  except _LOST_WORKER:
     if cluster.num_workers == 1:
       raise
     # This worker is not the cause; exit code 1.
     raise SystemExit(
       f"Worker {cluster.index} ends because another one did: see what that one printed "
-      "and start all again; they go on from the newest checkpoint. "
-      f"({error.message.splitlines()[0]})"
+      "and start all again; they go on from the newest checkpoint."
     ) from None
 
 
@@ -190,7 +197,7 @@ class Run:
     """Trains from the newest checkpoint, if there is one, to the last epoch."""
     config, source = self._config, self.train_data
     assert source is not None
-    first_epoch = self._checkpoints.restore() or 0
+    first_epoch = self._restored_epochs()
     if first_epoch >= config.epochs:
       print(
         f"{config.model_dir}: all {first_epoch} epochs are done; --epochs adds more."
@@ -285,10 +292,23 @@ class Run:
     Raises:
       UserError: there is none.
     """
-    if self._checkpoints.restore() is None:
+    if not self._restored_epochs():
       raise UserError(
         f"{self._config.model_dir} holds no checkpoint: train first, with --mode=train."
       )
+
+  def _restored_epochs(self) -> int:
+    """Restores the newest checkpoint; the epochs it has seen, 0 without one."""
+    epochs = self._checkpoints.restore()
+    most = cluster_lib.all_workers_max(self._strategy, epochs)
+    least = -cluster_lib.all_workers_max(self._strategy, -epochs)
+    if least != most:
+      raise UserError(
+        f"--model_dir={self._config.model_dir}: worker {self._cluster.index} finds a "
+        f"checkpoint of {epochs} epochs there, others of {least} to {most}; it must be "
+        "one directory that all workers share."
+      )
+    return epochs
 
   def evaluate(self) -> None:
     """Measures clean and robust accuracy, each test image counted once."""
