@@ -39,6 +39,7 @@ with quiet():
   from dat_tf.cluster import Cluster
   from dat_tf.data import records
   from dat_tf.models import make_model
+  from dat_tf.monitoring import Progress
   from dat_tf.optimizers import make_optimizer
 
 import common
@@ -134,6 +135,7 @@ def trainer_loop(
   run = training.Run(config, Cluster())
   timer = _Timer()
   source = run.train_data
+  watchers = [*run.watchers(), Progress(1000 * source.steps)]
   epoch = 0
 
   def steps_of_fit(steps: int) -> float:
@@ -143,7 +145,7 @@ def trainer_loop(
       initial_epoch=epoch,
       epochs=epoch + 1,
       steps_per_epoch=steps + 1,
-      callbacks=[timer, *run.watchers(epoch)],
+      callbacks=[timer, *watchers],
       verbose=0,
     )
     epoch += 1

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import time
@@ -32,7 +31,13 @@ from dat_tf.communication import MeanAllReduce
 from dat_tf.data import augment, pipeline, records
 from dat_tf.errors import UserError
 from dat_tf.models import make_model
-from dat_tf.monitoring import AttackedImages, Progress, Scalars
+from dat_tf.monitoring import (
+  AttackedImages,
+  Progress,
+  Scalars,
+  StepClock,
+  update_results,
+)
 from dat_tf.objectives import AdversarialTraining
 from dat_tf.optimizers import WarmupDecay, make_optimizer, scaled_learning_rate
 
@@ -198,21 +203,29 @@ class Run:
     config, source = self._config, self.train_data
     assert source is not None
     first_epoch = self._restored_epochs()
+    results: dict[str, Any] = {
+      "standard_accuracy": None,  # until it is evaluated
+      "robust_accuracy": {},
+      "epochs": config.epochs,
+      "global_batch_size": config.global_batch_size,
+      "num_workers": self._cluster.num_workers,
+      "parameters": self.model.classifier.count_params(),
+      "train_seconds": None,
+      "examples_per_second": None,
+      "bytes_sent_per_step": self._bytes_sent_per_step,
+    }
     if first_epoch >= config.epochs:
       print(
         f"{config.model_dir}: all {first_epoch} epochs are done; --epochs adds more."
       )
+      # What a run that was stopped just before its end still owes.
+      if not os.path.exists(os.path.join(config.model_dir, "results.json")):
+        self._write_results(results)
+      self.export()
       return
     if self._cluster.is_chief:
       config_lib.save(config)
-    clock = _Clock()
-    callbacks = [
-      tf.keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: self._checkpoints.save(epoch + 1)
-      ),
-      *(self.watchers(first_epoch) if self._cluster.is_chief else []),
-      clock,
-    ]
+    clock = StepClock()
     dataset = self.distribute(source, first_epoch)
     validation: dict[str, Any] = {}
     if config.evaluate_every:
@@ -222,34 +235,39 @@ class Run:
         "validation_steps": self.test_data.steps,
         "validation_freq": config.evaluate_every,
       }
+    callbacks = [tf.keras.callbacks.LambdaCallback(on_epoch_end=self._save)]
+    progress = Progress(config.epochs * source.steps, first_epoch * source.steps)
+    if self._cluster.is_chief:
+      callbacks += [*self.watchers(), progress]
     started = time.perf_counter()
-    with self._explained_errors(source):
+    with self._explained_errors(source), contextlib.closing(progress):
       self.model.fit(
         dataset,
         epochs=config.epochs,
         initial_epoch=first_epoch,
         steps_per_epoch=source.steps,
-        callbacks=callbacks,
+        callbacks=[*callbacks, clock],
         verbose=0,
         **validation,
       )
-    self.export()
     self._write_results(
       {
-        "standard_accuracy": None,  # until it is evaluated
-        "robust_accuracy": {},
-        "epochs": config.epochs,
-        "global_batch_size": config.global_batch_size,
-        "num_workers": self._cluster.num_workers,
-        "parameters": self.model.classifier.count_params(),
+        **results,
         "train_seconds": round(time.perf_counter() - started, 3),
         "examples_per_second": clock.steps_per_second * config.global_batch_size,
-        "bytes_sent_per_step": self._bytes_sent_per_step,
       }
     )
+    self.export()
 
-  def watchers(self, first_epoch: int) -> list[tf.keras.callbacks.Callback]:
-    """The callbacks that show the training, for the chief: TensorBoard and a bar."""
+  def _save(self, epoch: int, logs: Any) -> None:
+    # An update may overflow although the gradient did not.
+    weights = self.model.classifier.trainable_variables
+    if not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in weights):
+      raise self._diverged(f"The weights are not finite after epoch {epoch + 1}")
+    self._checkpoints.save(epoch + 1)
+
+  def watchers(self) -> list[tf.keras.callbacks.Callback]:
+    """The callbacks that keep what TensorBoard shows, for the chief."""
     config, source = self._config, self.train_data
     assert source is not None
     draw = None
@@ -274,8 +292,7 @@ class Run:
         config.global_batch_size,
         self._bytes_sent_per_step,
         draw,
-      ),
-      Progress(config.epochs * source.steps, first_epoch * source.steps),
+      )
     ]
 
   @property
@@ -314,14 +331,12 @@ class Run:
     """Measures clean and robust accuracy, each test image counted once."""
     source = self.test_data
     assert source is not None
-    callbacks = []
-    if self._cluster.is_chief:
-      callbacks.append(Progress(source.steps))
-    with self._explained_errors(source):
+    progress = Progress(source.steps)
+    with self._explained_errors(source), contextlib.closing(progress):
       figures = self.model.evaluate(
         self.distribute(source),
         steps=source.steps,
-        callbacks=callbacks,
+        callbacks=[progress] if self._cluster.is_chief else [],
         verbose=0,
         return_dict=True,
       )
@@ -394,13 +409,7 @@ class Run:
     except records.DATA_ERRORS as error:
       diverged = re.search(re.escape(NON_FINITE) + r"\D*(\d+)", str(error))
       if diverged:
-        newest = tf.train.latest_checkpoint(
-          os.path.join(self._config.model_dir, "checkpoints")
-        )
-        raise UserError(
-          f"{NON_FINITE} {diverged[1]}: lower --learning_rate or lengthen "
-          f"--warmup_epochs; last good checkpoint: {newest or 'none'}."
-        ) from None
+        raise self._diverged(f"{NON_FINITE} {diverged[1]}") from None
       message = records.explain_data_error(
         source.paths,
         source.form,
@@ -411,18 +420,18 @@ class Run:
         raise
       raise UserError(message) from None
 
+  def _diverged(self, what: str) -> UserError:
+    newest = tf.train.latest_checkpoint(
+      os.path.join(self._config.model_dir, "checkpoints")
+    )
+    return UserError(
+      f"{what}: lower --learning_rate or lengthen --warmup_epochs; last good "
+      f"checkpoint: {newest or 'none'}."
+    )
+
   def _write_results(self, figures: dict[str, Any]) -> None:
-    """Puts figures into results.json, beside those that are there."""
-    if not self._cluster.is_chief:
-      return
-    path = os.path.join(self._config.model_dir, "results.json")
-    if os.path.exists(path):
-      with open(path, encoding="utf-8") as file:
-        figures = {**json.load(file), **figures}
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-      json.dump(figures, file, indent=2)
-      file.write("\n")
-    os.replace(f"{path}.new", path)
+    if self._cluster.is_chief:
+      update_results(os.path.join(self._config.model_dir, "results.json"), figures)
 
 
 def _iterated_quietly(
@@ -437,26 +446,3 @@ def _iterated_quietly(
 
   dataset.__class__ = Quiet
   return dataset
-
-
-class _Clock(tf.keras.callbacks.Callback):
-  """Steps a second, from the end of the first step: that one builds the graph."""
-
-  _supports_tf_logs = True
-
-  def __init__(self) -> None:
-    super().__init__()
-    self._first = self._last = 0.0
-    self._steps = 0
-
-  def on_train_batch_end(
-    self, batch: int, logs: Optional[dict[str, Any]] = None
-  ) -> None:
-    self._last = time.perf_counter()
-    self._first = self._first or self._last
-    self._steps += 1
-
-  @property
-  def steps_per_second(self) -> float:
-    """0 for a run of a single step."""
-    return (self._steps - 1) / (self._last - self._first) if self._steps > 1 else 0.0

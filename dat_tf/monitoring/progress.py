@@ -24,6 +24,13 @@ class Progress(tf.keras.callbacks.Callback):
     super().__init__()
     self._steps, self._first_step = steps, first_step
     self._training = False
+    self._bar: Optional[tqdm.tqdm] = None
+
+  def close(self) -> None:
+    """Ends the bar's line, also after an exception, of which Keras says nothing."""
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
 
   def on_train_begin(self, logs: Optional[dict[str, Any]] = None) -> None:
     self._training = True
@@ -34,6 +41,7 @@ class Progress(tf.keras.callbacks.Callback):
       self._open("evaluating")
 
   def on_epoch_begin(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
+    assert self._bar is not None
     self._bar.set_description_str(f"epoch {epoch + 1}", refresh=False)
 
   def on_train_batch_end(
@@ -52,12 +60,12 @@ class Progress(tf.keras.callbacks.Callback):
 
   def on_train_end(self, logs: Optional[dict[str, Any]] = None) -> None:
     self._training = False
-    self._bar.close()
+    self.close()
 
   def on_test_end(self, logs: Optional[dict[str, Any]] = None) -> None:
     if not self._training:
       self._show(logs)
-      self._bar.close()
+      self.close()
 
   def _open(self, name: str) -> None:
     terminal = sys.stderr.isatty()
@@ -77,6 +85,7 @@ class Progress(tf.keras.callbacks.Callback):
     )
 
   def _advance(self, logs: Optional[dict[str, Any]]) -> None:
+    assert self._bar is not None
     # Not `update`, which would draw the bar with the figures of the last time.
     self._bar.n += 1
     if time.monotonic() - self._shown >= self._interval:
@@ -90,6 +99,7 @@ class Progress(tf.keras.callbacks.Callback):
       "val_accuracy",
       "val_robust_accuracy",
     )
+    assert self._bar is not None
     logs = logs or {}
     self._shown = time.monotonic()
     self._bar.set_postfix(

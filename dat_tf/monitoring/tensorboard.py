@@ -12,10 +12,11 @@ import tensorflow as tf
 class Scalars(tf.keras.callbacks.Callback):
   """Writes a run's figures, on the chief, to `directory`/train and /test.
 
-  Every `every` steps: loss, accuracy, robust_accuracy (means over the epoch so far),
-  gradient_norm, learning_rate, images_per_second and bytes_sent_per_step, and the trust
-  ratio of each layer if the optimizer has them. After each epoch: a picture, if there
-  is one to draw, and the figures of the test data if they were computed.
+  Every `every` steps, and after each epoch: loss, accuracy, robust_accuracy (means over
+  the epoch so far), gradient_norm, learning_rate, images_per_second and
+  bytes_sent_per_step, and the trust ratio of each layer if the optimizer has them.
+  After each epoch also a picture, if there is one to draw, and the figures of the test
+  data if they were computed.
   """
 
   _supports_tf_logs = True  # figures are read when they are written, not in every step
@@ -52,30 +53,35 @@ class Scalars(tf.keras.callbacks.Callback):
     self._steps_timed += 1
     step = self._step()
     if step % self._every == 0:
-      figures = {name: float(value) for name, value in (logs or {}).items()}
-      figures["learning_rate"] = self._learning_rate(step - 1)
-      figures["images_per_second"] = (
-        self._batch * self._steps_timed / (time.perf_counter() - self._started)
-      )
-      figures["bytes_sent_per_step"] = self._bytes
-      for layer, ratio in self._trust_ratios().items():
-        figures[f"trust_ratio/{layer}"] = float(tf.convert_to_tensor(ratio))
-      with self._train.as_default():
-        for name, value in figures.items():
-          tf.summary.scalar(name, value, step)
-      self._restart_clock()
+      self._write(step, logs or {})
 
   def on_epoch_end(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
-    step = self._step()
+    logs, step = logs or {}, self._step()
+    tests = {name for name in logs if name.startswith("val_")}
+    if self._steps_timed:
+      self._write(step, {name: logs[name] for name in logs.keys() - tests})
     with self._test.as_default():
-      for name, value in (logs or {}).items():
-        if name.startswith("val_"):
-          tf.summary.scalar(name[len("val_") :], float(value), step)
+      for name in tests:
+        tf.summary.scalar(name[len("val_") :], float(logs[name]), step)
     if self._draw:
       with self._train.as_default():
         tf.summary.image("clean_perturbation_adversarial", self._draw()[None], step)
     self._train.flush()
     self._test.flush()
+
+  def _write(self, step: int, logs: dict[str, Any]) -> None:
+    figures = {name: float(value) for name, value in logs.items()}
+    figures["learning_rate"] = self._learning_rate(step - 1)
+    figures["images_per_second"] = (
+      self._batch * self._steps_timed / (time.perf_counter() - self._started)
+    )
+    figures["bytes_sent_per_step"] = self._bytes
+    for layer, ratio in self._trust_ratios().items():
+      figures[f"trust_ratio/{layer}"] = float(tf.convert_to_tensor(ratio))
+    with self._train.as_default():
+      for name, value in figures.items():
+        tf.summary.scalar(name, value, step)
+    self._restart_clock()
 
   def _step(self) -> int:
     return int(tf.convert_to_tensor(self.model.optimizer.iterations))

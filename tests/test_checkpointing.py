@@ -1,0 +1,287 @@
+"""Checkpoints of a run, and the export of its classifier."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from dat_tf import checkpointing
+from dat_tf.adversarial_model import AdversarialModel
+from dat_tf.attacks import PGD, LInfinity
+from dat_tf.checkpointing import Checkpoints
+from dat_tf.models import make_model
+from dat_tf.optimizers import LAMB, WarmupDecay
+
+STEPS = 3  # an epoch
+
+
+def classifier_with_batch_norm(seed=0):
+  tf.keras.utils.set_random_seed(seed)
+  inputs = tf.keras.Input((4, 1, 1))
+  hidden = tf.keras.layers.Dense(8)(tf.keras.layers.Flatten()(inputs))
+  hidden = tf.keras.layers.ReLU()(tf.keras.layers.BatchNormalization()(hidden))
+  return tf.keras.Model(inputs, tf.keras.layers.Dense(3)(hidden))
+
+
+def scalar_model(value):
+  model = tf.keras.Sequential([tf.keras.Input((1,)), tf.keras.layers.Dense(1)])
+  set_value(model, value)
+  return model
+
+
+def set_value(model, value):
+  model.set_weights([np.full_like(w, value) for w in model.get_weights()])
+
+
+def epochs_of_data(first, last):
+  """Random images, other ones in each epoch."""
+  for epoch in range(first, last):
+    rng = np.random.default_rng(epoch)
+    for step in range(STEPS):
+      yield {
+        "image": rng.random((8, 4, 1, 1), "f4"),
+        "label": rng.integers(0, 3, size=8),
+        "weight": np.ones(8, "f4"),
+        "example_id": np.arange(8 * step, 8 * step + 8),
+        "epoch": np.full(8, epoch),
+      }
+
+
+class TrainingTest(tf.test.TestCase):
+  def train(self, first, last, directory, seed=0):
+    """Trains epochs `first` to `last` as a run does; returns the model."""
+    model = AdversarialModel(
+      classifier_with_batch_norm(seed), PGD(LInfinity(0.1), 0.05, 1)
+    )
+    # All that has a state: moments, statistics, and a rate that depends on the step.
+    rate = WarmupDecay(0.05, warmup_steps=4, decay="cosine", total_steps=4 * STEPS)
+    model.compile(optimizer=LAMB(rate, weight_decay=0.01))
+    checkpoints = Checkpoints(directory, model.classifier, model.optimizer)
+    self.assertEqual(checkpoints.restore() or 0, first)
+    signature = {
+      name: tf.TensorSpec(value.shape, value.dtype)
+      for name, value in next(epochs_of_data(0, 1)).items()
+    }
+    model.fit(
+      tf.data.Dataset.from_generator(
+        lambda: epochs_of_data(first, last), output_signature=signature
+      ),
+      initial_epoch=first,
+      epochs=last,
+      steps_per_epoch=STEPS,
+      callbacks=[
+        tf.keras.callbacks.LambdaCallback(
+          on_epoch_end=lambda epoch, logs: checkpoints.save(epoch + 1)
+        )
+      ],
+      verbose=0,
+    )
+    return model
+
+  def test_a_continued_run_equals_the_unbroken_one_bit_for_bit(self):
+    broken, unbroken = (
+      tempfile.mkdtemp(dir=self.get_temp_dir()),
+      tempfile.mkdtemp(dir=self.get_temp_dir()),
+    )
+    whole = self.train(0, 4, unbroken)
+    first_half = self.train(0, 2, broken)
+    # Other initial weights: all that counts comes from the checkpoint.
+    continued = self.train(2, 4, broken, seed=1)
+    pairs = [
+      (m.classifier.weights + m.optimizer.variables()) for m in (whole, continued)
+    ]
+    # Two moments for each trainable tensor, a ratio for each kernel, the step.
+    self.assertLen(continued.optimizer.variables(), 2 * 6 + 2 + 1)
+    for expected, actual in zip(*pairs):
+      self.assertAllEqual(expected, actual)
+    self.assertEqual(int(continued.optimizer.iterations), 4 * STEPS)
+    kernel = continued.classifier.trainable_variables[0]
+    self.assertNotAllClose(kernel, first_half.classifier.trainable_variables[0])
+
+  def test_the_optimizer_may_stay_behind(self):
+    directory = tempfile.mkdtemp(dir=self.get_temp_dir())
+    trained = self.train(0, 1, directory)
+    classifier = classifier_with_batch_norm(seed=1)
+    self.assertEqual(Checkpoints(directory, classifier).restore(), 1)
+    for expected, actual in zip(trained.classifier.weights, classifier.weights):
+      self.assertAllEqual(expected, actual)
+
+
+class FilesTest(tf.test.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = os.path.join(
+      tempfile.mkdtemp(dir=self.get_temp_dir()), "checkpoints"
+    )
+
+  def newest(self):
+    """(epochs, value) as a run that starts now restores them; None without any."""
+    model = scalar_model(-1.0)
+    epochs = Checkpoints(self.directory, model).restore()
+    return None if not epochs else (epochs, float(model.get_weights()[0][0, 0]))
+
+  def save(self, *epochs, **kwargs):
+    model = scalar_model(0.0)
+    checkpoints = Checkpoints(self.directory, model, **kwargs)
+    for epoch in epochs:
+      set_value(model, 10.0 * epoch)
+      checkpoints.save(epoch)
+
+  def test_without_one_nothing_is_restored_or_made(self):
+    self.assertIsNone(self.newest())
+    self.assertFalse(os.path.exists(self.directory))
+
+  def test_the_newest_few_are_kept_over_restarts(self):
+    self.save(1, 2, 3, keep=2)
+    self.assertEqual(self.newest(), (3, 30.0))
+    self.save(4, keep=2)
+    self.assertEqual(self.newest(), (4, 40.0))
+    names = {name.split(".")[0] for name in os.listdir(self.directory)}
+    self.assertEqual(names, {"checkpoint", "epoch-3", "epoch-4"})
+    # Numbers, not names, are in order.
+    self.save(9, 10, keep=1)
+    self.assertEqual(self.newest(), (10, 100.0))
+    names = {name.split(".")[0] for name in os.listdir(self.directory)}
+    self.assertEqual(names, {"checkpoint", "epoch-10"})
+
+  def test_a_directory_can_be_moved(self):
+    self.save(1)
+    moved = os.path.join(tempfile.mkdtemp(dir=self.get_temp_dir()), "moved")
+    os.rename(self.directory, moved)
+    self.directory = moved
+    self.assertEqual(self.newest(), (1, 10.0))
+
+  def test_workers_other_than_the_chief_leave_no_file(self):
+    temporary = tempfile.mkdtemp(dir=self.get_temp_dir())
+    with mock.patch.object(tempfile, "tempdir", temporary):
+      self.save(1, 2, is_chief=False)
+    self.assertEqual(os.listdir(temporary), [])
+    self.assertFalse(os.path.exists(self.directory))
+
+  def test_a_write_that_was_cut_off_leaves_the_last_good_one(self):
+    self.save(1, 2)
+    for suffix in (".index", ".data-00000-of-00001"):
+      whole = os.path.join(self.directory, f"epoch-2{suffix}")
+      with (
+        open(whole, "rb") as file,
+        open(os.path.join(self.directory, f"epoch-3{suffix}"), "wb") as cut_off,
+      ):
+        content = file.read()
+        cut_off.write(content[: len(content) // 2])
+    self.assertEqual(self.newest(), (2, 20.0))
+    self.save(3)
+    self.assertEqual(self.newest(), (3, 30.0))
+
+  def test_a_run_killed_before_the_checkpoint_is_listed_keeps_the_last_good_one(self):
+    self.save(1, 2, keep=1)
+    with (
+      mock.patch(
+        "tensorflow.python.checkpoint.checkpoint_management"
+        ".update_checkpoint_state_internal",
+        side_effect=KeyboardInterrupt,
+      ),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      self.save(3, keep=1)
+    # The new one was whole, and the old one is not yet deleted.
+    self.assertIn("epoch-3.index", os.listdir(self.directory))
+    self.assertEqual(self.newest(), (2, 20.0))
+
+  def test_a_checkpoint_of_another_network_is_not_taken_in_silence(self):
+    self.save(1)
+    for units in ((2,), (1, 1)):  # a wider layer, a further layer
+      layers = map(tf.keras.layers.Dense, units)
+      other = tf.keras.Sequential([tf.keras.Input((1,)), *layers])
+      with self.assertRaises((ValueError, AssertionError)):
+        Checkpoints(self.directory, other).restore()
+
+
+# Runs where the package cannot be imported.
+LOAD = """
+import sys
+sys.modules["dat_tf"] = None
+import numpy as np
+import tensorflow as tf
+for path in sys.argv[1:]:
+  model = tf.keras.models.load_model(path)
+  data = dict(np.load(path + ".npz"))
+  logits = model(data["images"], training=False)
+  np.savez(path + ".npz", **data, loaded=logits, layers=len(model.layers))
+  assert isinstance(model, tf.keras.Model), type(model)
+"""
+
+
+class ExportTest(tf.test.TestCase):
+  def test_an_export_opens_without_the_package_and_gives_the_same_logits(self):
+    folder = tempfile.mkdtemp(dir=self.get_temp_dir())
+    networks = {
+      "small_cnn": (8, 8, 1),
+      "preact_resnet18": (16, 16, 3),
+      "VGG16": (32, 32, 3),
+    }
+    rng = np.random.default_rng(0)
+    for name, shape in networks.items():
+      model = make_model(name, shape, 7)
+      for weight in model.weights:  # batch-norm starts as the identity
+        if "moving" in weight.name:
+          weight.assign(rng.uniform(0.5, 2.0, weight.shape))
+      images = rng.random((3, *shape), "f4")
+      path = os.path.join(folder, name)
+      checkpointing.export(model, path)
+      logits = model(images, training=False)
+      np.savez(f"{path}.npz", images=images, logits=logits, expected=len(model.layers))
+    done = subprocess.run(
+      [sys.executable, "-c", LOAD, *(os.path.join(folder, name) for name in networks)],
+      cwd=folder,
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    for name in networks:
+      data = np.load(os.path.join(folder, f"{name}.npz"))
+      self.assertEqual(data["loaded"].shape, (3, 7))
+      self.assertAllClose(data["loaded"], data["logits"], atol=1e-5, rtol=1e-5)
+      self.assertEqual(data["layers"], data["expected"])
+      self.assertNotAllClose(data["loaded"].sum(axis=1), np.ones(3), msg=name)
+
+  def test_an_export_is_replaced_as_a_whole(self):
+    folder = tempfile.mkdtemp(dir=self.get_temp_dir())
+    path = os.path.join(folder, "export")
+    checkpointing.export(scalar_model(1.0), path)
+    with open(os.path.join(path, "leftover"), "w"):
+      pass
+    # The new one fails when half of it is written.
+    failing = scalar_model(2.0)
+
+    def save(directory, **kwargs):
+      os.makedirs(directory)
+      raise KeyboardInterrupt
+
+    with mock.patch.object(failing, "save", save), self.assertRaises(KeyboardInterrupt):
+      checkpointing.export(failing, path)
+    self.assertEqual(os.listdir(folder), ["export"])
+    ones = np.ones((1, 1), "f4")
+    self.assertAllEqual(tf.keras.models.load_model(path)(ones), [[2.0]])
+    checkpointing.export(scalar_model(2.0), path)
+    self.assertEqual(os.listdir(folder), ["export"])
+    self.assertNotIn("leftover", os.listdir(path))
+    self.assertAllEqual(tf.keras.models.load_model(path)(ones), [[4.0]])
+
+  def test_weights_are_copied_to_a_plain_model(self):
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with strategy.scope():
+      distributed = classifier_with_batch_norm()
+    for index, weight in enumerate(distributed.weights):
+      weight.assign(tf.fill(weight.shape, 0.5 + index))
+    plain = tf.keras.models.clone_model(distributed)
+    checkpointing.copy_weights(distributed, plain)
+    self.assertLen(plain.weights, 8)
+    for index, weight in enumerate(plain.weights):
+      self.assertNotIsInstance(weight, tf.distribute.DistributedValues)
+      self.assertAllEqual(weight, np.full(weight.shape, 0.5 + index))

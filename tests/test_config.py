@@ -1,0 +1,371 @@
+"""Flags: ranges, contradictions, flagfiles, and what a later run may change."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+from absl import flags
+from absl.testing import parameterized
+
+from dat_tf import config as config_lib
+from dat_tf.config.definitions import define_flags
+from dat_tf.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+REQUIRED = {"model_dir": "m", "train_data": "a-*", "test_data": "b-*"}
+
+# Another value than the default, or than REQUIRED's, for each flag.
+OTHER = {
+  "mode": "evaluate",
+  "model_dir": "elsewhere",
+  "epochs": "11",
+  "seed": "1",
+  "evaluate_every": "2",
+  "checkpoints_to_keep": "3",
+  "log_every": "5",
+  "pictures": "0",
+  "train_data": "c-*,d e/f-*",
+  "test_data": "g-*",
+  "num_classes": "1000",
+  "first_label": "1",
+  "global_batch_size": "256",
+  "shuffle_buffer": "0",
+  "augmentation": "pad_crop_flip",
+  "data_is_local": "true",
+  "model": "ResNet50",
+  "attack": "fgsm",
+  "norm": "l2",
+  "epsilon": "3/255",
+  "step_size": "1/300",
+  "attack_steps": "4",
+  "evaluation_attack_steps": "50",
+  "evaluation_step_size": "1e-3",
+  "attack_in_training_mode": "true",
+  "clean_weight": "1/3",
+  "optimizer": "lars",
+  "learning_rate": "0.1",
+  "reference_batch_size": "64",
+  "learning_rate_scaling": "sqrt",
+  "warmup_epochs": "2.5",
+  "decay": "constant",
+  "decay_epochs": "75,90.5",
+  "weight_decay": "5e-4",
+  "momentum": "0.95",
+  "beta_1": "0.8",
+  "beta_2": "0.99",
+  "min_weight_norm": "0.01",
+  "max_weight_norm": "9",
+  "communication": "ring",
+  "bytes_per_pack": "1048576",
+  "collective_timeout": "30",
+}
+# The list that the documentation of a run's directory promises, written out once more.
+MAY_CHANGE = {
+  "mode",
+  "model_dir",
+  "epochs",
+  "evaluate_every",
+  "test_data",
+  "evaluation_attack_steps",
+  "evaluation_step_size",
+  "log_every",
+  "pictures",
+  "checkpoints_to_keep",
+  "communication",
+  "bytes_per_pack",
+  "collective_timeout",
+}
+
+
+def parse(*arguments, **values):
+  """Parses the required flags, then `arguments`, then --name=value."""
+  given = {**REQUIRED, **values}
+  written = [f"--{name}={value}" for name, value in given.items() if value is not None]
+  return config_lib.parse(["run_dat.py", *arguments, *written])
+
+
+def flag_values(config):
+  return {name: config[name].value for name in OTHER}
+
+
+class ConfigTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    directory = tempfile.TemporaryDirectory()
+    self.addCleanup(directory.cleanup)
+    self.folder = pathlib.Path(directory.name)
+    self.model_dir = self.folder / "run"
+
+  def assert_refused(self, *arguments, names, **values):
+    with self.assertRaises(UserError) as caught:
+      parse(*arguments, **values)
+    message = str(caught.exception)
+    self.assertEqual(len(message.splitlines()), 1, message)
+    for name in names:
+      self.assertIn(name, message)
+
+
+class RangesTest(ConfigTest):
+  @parameterized.parameters(
+    *[(name, "0") for name in ("epochs", "checkpoints_to_keep", "log_every")],
+    *[(name, "0") for name in ("attack_steps", "evaluation_attack_steps")],
+    *[(name, "0") for name in ("global_batch_size", "reference_batch_size")],
+    *[(name, "-1") for name in ("seed", "evaluate_every", "pictures")],
+    *[(name, "-1") for name in ("shuffle_buffer", "bytes_per_pack")],
+    *[(name, "2.5") for name in ("epochs", "seed", "pictures", "attack_steps")],
+    *[(name, "0") for name in ("epsilon", "step_size", "evaluation_step_size")],
+    *[(name, "0") for name in ("learning_rate", "collective_timeout")],
+    *[(name, "-0.1") for name in ("clean_weight", "weight_decay", "warmup_epochs")],
+    *[(name, "-0.1") for name in ("momentum", "beta_1", "min_weight_norm")],
+    *[(name, "1") for name in ("beta_1", "beta_2")],
+    *[(name, "much") for name in ("epochs", "epsilon", "attack", "norm", "mode")],
+    *[(name, "much") for name in ("optimizer", "decay", "communication")],
+    *[(name, "much") for name in ("augmentation", "learning_rate_scaling")],
+    *[(name, value) for name in ("epsilon",) for value in ("nan", "inf", "1/0", "")],
+    ("learning_rate", "1e400"),
+    ("data_is_local", "perhaps"),
+    ("num_classes", "1"),
+    ("first_label", "2"),
+    ("pictures", "65"),
+    ("seed", "2147483648"),
+    ("momentum", "1.01"),
+    ("max_weight_norm", "-1"),
+  )
+  def test_a_value_out_of_range_names_its_flag(self, name, value):
+    self.assert_refused(names=[f"--{name}"], **{name: value})
+
+  @parameterized.parameters(
+    ("seed", 2**31 - 1),
+    ("pictures", 64),
+    ("momentum", 1.0),
+    ("beta_1", 0.0),
+    ("epsilon", 1.0),
+    ("num_classes", 2),
+    ("clean_weight", 0.0),
+    ("warmup_epochs", 10.0),  # as long as the run
+    ("min_weight_norm", 10.0),  # as large as max_weight_norm
+  )
+  def test_the_ends_of_ranges_are_taken(self, name, value):
+    self.assertEqual(parse(**{name: value})[name].value, value)
+
+  @parameterized.parameters(
+    ("8/255", 8 / 255),
+    (" 8 / 255 ", 8 / 255),
+    ("1e-3", 1e-3),
+    ("0.1", 0.1),
+    (".5", 0.5),
+  )
+  def test_numbers_may_be_fractions(self, text, value):
+    self.assertEqual(parse(epsilon=text).epsilon, value)
+    self.assertIsInstance(parse(epsilon=text).epsilon, float)
+
+  @parameterized.parameters(
+    (["--model_dir"], {"model_dir": None}),
+    (["--model_dir"], {"model_dir": ""}),
+    (["--train_data", "train_and_evaluate"], {"train_data": None}),
+    (["--train_data", "--mode=train"], {"train_data": None, "mode": "train"}),
+    (["--test_data"], {"test_data": None}),
+    (["--test_data"], {"test_data": None, "mode": "evaluate"}),
+    (["--test_data"], {"test_data": None, "mode": "train", "evaluate_every": 1}),
+    (["--epsilon=8", "linf"], {"epsilon": 8}),
+    (["--attack_in_training_mode"], {"attack": "none", "attack_in_training_mode": 1}),
+    (["--attack_steps", "fgsm"], {"attack": "fgsm", "attack_steps": 2}),
+    (["--warmup_epochs=3", "--epochs=2"], {"warmup_epochs": 3, "epochs": 2}),
+    (["--decay_epochs"], {"decay": "step"}),
+    (["--decay_epochs"], {"decay": "cosine", "decay_epochs": "5"}),
+    (["--min_weight_norm", "--max_weight_norm"], {"min_weight_norm": 11}),
+    *[
+      (["--decay_epochs"], {"decay": "step", "decay_epochs": epochs})
+      for epochs in ("9,5", "5,5", "5,x", "-5,5", "0,5", "nan", "5,inf", "5,,6")
+    ],
+  )
+  def test_contradictions(self, names, values):
+    self.assert_refused(names=names, **values)
+
+  def test_what_a_mode_does_not_need_may_be_missing(self):
+    parse(mode="train", test_data=None)
+    parse(mode="evaluate", train_data=None)
+    parse(mode="export", train_data=None, test_data=None)
+    parse(norm="l2", epsilon=3)
+    parse(attack="fgsm", attack_steps=1)
+
+  def test_unknown_flags_and_stray_words(self):
+    self.assert_refused("--epsilom=0.1", names=["epsilom"])
+    self.assert_refused("epsilon=0.1", names=["epsilon=0.1", "--name=value"])
+
+  def test_defaults_that_depend_on_other_flags(self):
+    pgd = parse(epsilon=0.2, attack_steps=5, global_batch_size=96)
+    self.assertAlmostEqual(pgd.step_size, 2.5 * 0.2 / 5, places=12)
+    self.assertAlmostEqual(pgd.evaluation_step_size, 2.5 * 0.2 / 20, places=12)
+    self.assertEqual(pgd.reference_batch_size, 96)
+    self.assertEqual(parse().attack_steps, 10)
+    fgsm = parse(epsilon=0.2, attack="fgsm")
+    self.assertEqual(fgsm.attack_steps, 1)
+    self.assertAlmostEqual(fgsm.step_size, 1.25 * 0.2, places=12)
+    self.assertEqual(parse(step_size=0.3).step_size, 0.3)
+
+  def test_decay_epochs_are_numbers(self):
+    config = parse(decay="step", decay_epochs="75,90.5")
+    self.assertEqual(config_lib.decay_epochs(config), [75.0, 90.5])
+
+
+class FlagfileTest(ConfigTest):
+  def write(self, name, *lines):
+    path = self.folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+  def test_flagfiles_nest_and_later_flags_win(self):
+    inner = self.write("inner.flags", "--epsilon=0.1", "--epochs=3", "--seed=4")
+    outer = self.write(
+      "outer.flags", "# A comment.", "", f"--flagfile={inner}", "--epochs=5"
+    )
+    config = parse(f"--flagfile={outer}", "--seed=6")
+    self.assertEqual((config.epsilon, config.epochs, config.seed), (0.1, 5, 6))
+
+  def test_a_missing_or_wrong_flagfile(self):
+    missing = self.folder / "missing.flags"
+    self.assert_refused(f"--flagfile={missing}", names=[str(missing)])
+    outer = self.write("outer.flags", f"--flagfile={missing}")
+    self.assert_refused(f"--flagfile={outer}", names=[str(missing)])
+    wrong = self.write("wrong.flags", "--epsilon=-1")
+    self.assert_refused(f"--flagfile={wrong}", names=["--epsilon"])
+
+  def test_the_repositorys_flagfiles_parse(self):
+    paths = sorted((ROOT / "flags").glob("*.flags"))
+    self.assertNotEmpty(paths)
+    for path in paths:
+      config_lib.parse(["run_dat.py", f"--flagfile={path}"])
+
+
+class SavedTest(ConfigTest):
+  def save(self, **values):
+    config = parse(**{**values, "model_dir": self.model_dir})
+    config_lib.save(config)
+    return config
+
+  def reopened(self):
+    flagfile = self.model_dir / "config.flags"
+    return config_lib.parse(["run_dat.py", f"--flagfile={flagfile}"])
+
+  def test_the_tables_name_every_flag(self):
+    values = flags.FlagValues()
+    define_flags(values)
+    rooms = values.flags_by_module_dict().values()
+    self.assertCountEqual(OTHER, [flag.name for room in rooms for flag in room])
+    self.assertEqual(config_lib.MAY_CHANGE, MAY_CHANGE)
+
+  def test_the_saved_flagfile_reproduces_every_value(self):
+    # The second time with every flag changed, but for what contradicts attack=fgsm.
+    for values in ({}, {**OTHER, "decay": "step", "attack_steps": None}):
+      saved = self.save(**values)
+      self.assertEqual(flag_values(self.reopened()), flag_values(saved))
+
+  def test_numbers_survive_to_the_last_bit(self):
+    thirds = {"epsilon": "1/3", "step_size": "1/30000000", "clean_weight": "1e20"}
+    self.save(**thirds)
+    values = [self.reopened()[name].value for name in thirds]
+    self.assertEqual(values, [1 / 3, 1 / 30000000, 1e20])
+
+  @parameterized.parameters(*OTHER)
+  def test_only_what_may_change_may_change(self, name):
+    common = {"attack_steps": 1}  # what attack=fgsm allows
+    if name == "decay_epochs":
+      common.update(decay="step", decay_epochs="2,3")
+    self.save(**common)
+    config_lib.check_against_saved(parse(model_dir=self.model_dir, **common))
+    changed = parse(**{**common, "model_dir": self.model_dir, name: OTHER[name]})
+    if name == "model_dir":
+      # Moved as a whole: the flagfile inside still has the old name.
+      os.rename(self.model_dir, self.folder / OTHER[name])
+      changed.model_dir = str(self.folder / OTHER[name])
+    if name in MAY_CHANGE:
+      config_lib.check_against_saved(changed)
+      return
+    with self.assertRaises(UserError) as caught:
+      config_lib.check_against_saved(changed)
+    message = str(caught.exception)
+    self.assertRegex(message, rf"written with --(no)?{name}\b.*has --(no)?{name}\b")
+    self.assertIn(str(self.model_dir), message)
+    self.assertEqual(len(message.splitlines()), 1)
+
+  def test_a_flag_without_a_value_differs_too(self):
+    self.save()
+    config = parse(model_dir=self.model_dir, mode="evaluate", train_data=None)
+    with self.assertRaisesRegex(UserError, "this run has no --train_data"):
+      config_lib.check_against_saved(config)
+
+  def test_a_new_directory_has_nothing_to_differ_from(self):
+    config_lib.check_against_saved(parse(model_dir=self.model_dir))
+    self.assertFalse(self.model_dir.exists())
+
+  def test_a_damaged_saved_flagfile(self):
+    self.save()
+    path = self.model_dir / "config.flags"
+    path.write_text(path.read_text() + "--nonsense=1\n")
+    with self.assertRaisesRegex(UserError, "config.flags cannot be read.*nonsense"):
+      config_lib.check_against_saved(parse(model_dir=self.model_dir))
+
+  def test_a_save_that_fails_leaves_the_old_file(self):
+    self.save()
+    old = (self.model_dir / "config.flags").read_text()
+    config = parse(model_dir=self.model_dir, epsilon=0.5)
+    broken = config["seed"]
+    with mock.patch.object(type(broken), "serialize", side_effect=KeyboardInterrupt):
+      with self.assertRaises(KeyboardInterrupt):
+        config_lib.save(config)
+    self.assertEqual((self.model_dir / "config.flags").read_text(), old)
+    config_lib.save(config)
+    self.assertEqual(self.reopened().epsilon, 0.5)
+    self.assertEqual(os.listdir(self.model_dir), ["config.flags"])
+
+  def test_a_directory_that_cannot_be_made(self):
+    file = self.folder / "file"
+    file.touch()
+    for path in (file, file / "below"):
+      with self.assertRaisesRegex(UserError, f"--model_dir={path} cannot be written"):
+        config_lib.save(parse(model_dir=path))
+
+
+class HelpTest(ConfigTest):
+  def test_every_flag_explains_itself_in_its_room(self):
+    values = flags.FlagValues()
+    define_flags(values)
+    packages = {path.name for path in (ROOT / "dat_tf").iterdir() if path.is_dir()}
+    modules = {path.stem for path in (ROOT / "dat_tf").glob("*.py")}
+    for room, defined in values.flags_by_module_dict().items():
+      package, name = room.split(".")
+      self.assertEqual(package, "dat_tf")
+      self.assertIn(name, packages | modules)
+      for flag in defined:
+        self.assertGreater(len(flag.help), 10, flag.name)
+        for sentence in flag.help.split(" Range "):
+          self.assertEndsWith(sentence, ".", flag.name)
+        self.assertNotIn("  ", flag.help, flag.name)
+        if flag.flag_type() in ("number", "int"):
+          self.assertRegex(
+            flag.help + flag.parser.syntactic_help,
+            r"[\[(][-\d.inf]+, [-\d.inf]+[\])]|positive|non-negative|>=",
+            flag.name,
+          )
+
+  def test_help_needs_nothing_else_and_no_tensorflow(self):
+    code = (
+      "import sys; from dat_tf import config\n"
+      "try: config.parse(['run_dat.py', '--help'])\n"
+      "except SystemExit as end: assert end.code == 0\n"
+      "config.parse(['', '--model_dir=m', '--mode=export'])\n"
+      "assert 'tensorflow' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    done = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    self.assertEqual((done.returncode, done.stderr), (0, ""))
+    for name in OTHER:
+      self.assertRegex(done.stdout, rf"--(\[no\])?{name}: ")
+    self.assertIn("dat_tf.attacks:", done.stdout)
