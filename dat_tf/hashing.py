@@ -35,7 +35,8 @@ def _mix64(x: tf.Tensor) -> tf.Tensor:
   return _fold(x * tf.constant(0x94D049BB133111EB, tf.uint64), 31)
 
 
-def _mix32(x: tf.Tensor) -> tf.Tensor:
+def mix32(x: tf.Tensor) -> tf.Tensor:
+  """Scrambles uint32 numbers of any shape, one to one: neighbours end far apart."""
   x = _fold(x, 16) * tf.constant(0x7FEB352D, tf.uint32)
   x = _fold(x, 15) * tf.constant(0x846CA68B, tf.uint32)
   return _fold(x, 16)
@@ -65,19 +66,6 @@ def _broadcast(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   return tf.broadcast_to(x, shape), tf.broadcast_to(y, shape)
 
 
-def bits_at(keys: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-  """Uniform 32-bit words: those at the given positions of each stream.
-
-  Args:
-    keys: uint32 [..., 2] from `stream_keys`.
-    positions: uint32, broadcasts against [...].
-
-  Returns:
-    uint32 tensor of the broadcast shape.
-  """
-  return _mix32(_mix32(positions + keys[..., 0]) + keys[..., 1])
-
-
 def bits(keys: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
   """Uniform 32-bit words: `shape` of them from each stream.
 
@@ -89,7 +77,7 @@ def bits(keys: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
     uint32 tensor [..., *shape].
   """
   counter = tf.cast(tf.range(math.prod(shape)), tf.uint32)
-  words = bits_at(keys[..., tf.newaxis, :], counter)
+  words = mix32(mix32(counter + keys[..., 0:1]) + keys[..., 1:2])
   return tf.reshape(words, tf.concat([tf.shape(keys)[:-1], shape], axis=0))
 
 

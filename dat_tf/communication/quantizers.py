@@ -16,44 +16,44 @@ and one of 2 s + 1 levels for each value, s = 2^(bits - 1) - 1:
 
 Which scale, and which of the two integers, are choices of their own:
 
-- `largest`, the default, scales by the largest magnitude, `l2_norm` by the l2 norm as in
-  the paper. The norm is the larger of the two, √d / 3 times and more for gradients, and
-  the distance between levels grows with it.
+- `largest`, the default, scales by the largest magnitude, `l2_norm` by the l2 norm as
+  in the paper. The distance between levels grows with the scale: for 1,024 normally
+  distributed values the norm is ten times the largest.
 - `stochastic` draws the integer so that E[Q(v)] = v. What it costs is variance:
 
-      E ‖Q(v) - v‖² <= ½ (√(1 + (d - 1) / s²) - 1) ‖v‖²     for `largest`
-      E ‖Q(v) - v‖² <= min(d / s², √d / s) ‖v‖²             for `l2_norm` (their lemma 3.1)
+      E ‖Q(v) - v‖² <= ½ (√(1 + (d - 1) / s²) - 1) ‖v‖²     with `largest`
+      E ‖Q(v) - v‖² <= min(d / s², √d / s) ‖v‖²             with `l2_norm`
 
-  The first is below both d / (4 s²) and √d / (2 s), and is reached where one value
-  stands above d - 1 equal small ones. For 1,024 values it is 0.016, 1.8 and 15 at 8, 4
-  and 2 bits.
-- `nearest` takes the nearer integer: biased, but with `largest` a contraction, as error
-  feedback requires,
+  The second is the paper's lemma 3.1. The first is below d / (4 s²) and √d / (2 s), and
+  is reached where one value stands above d - 1 equal ones; for d = 1,024 it is 0.016,
+  1.8 and 15 at 8, 4 and 2 bits. A value a fraction p of the way from one level to the
+  next has variance p (1 - p), at most λ p² + λ s² / (d - 1) with λ the bound, while its
+  square is at least p² and the largest's s², in squared distances between levels.
+- `nearest` takes the nearer integer: biased, but with `largest` a contraction, which
+  error feedback requires:
 
       ‖Q(v) - v‖² <= (d - 1) / (d - 1 + 4 s²) ‖v‖²
 
-  which for 1,024 values is 0.016, 0.84 and 0.996, far less on most vectors. It holds
-  because no value errs by more than itself, nor by more than half a level, and the
-  largest not at all. With `l2_norm` every value of a bucket may round to zero: then
-  nothing is contracted and error feedback does not work.
+  for d = 1,024 it is 0.016, 0.84 and 0.996, on most vectors far less. It holds because
+  no value errs by more than itself, nor by more than half the distance between levels,
+  and the largest not at all. With `l2_norm` all values of a bucket may round to zero:
+  nothing is contracted then.
 
-Values are rounded in units of 2^-16 of a level, the noise's resolution. The expectation
-is therefore off by at most 2^-17 of the distance between two levels: the mean of 2^32
-draws would be needed to see it.
+Probabilities have a resolution of 2^-16. The expectation is therefore off by less than
+2^-16 of the distance between levels, towards zero, and the bounds by about as much.
 
 Buckets that are not ordinary:
 
-- All zero, or a scale below 2^-100 (8e-31; all denormal numbers are): decodes to zeros.
-- With an infinite or NaN value, or a scale above 2^127 (1.7e38): decodes to NaN in all
-  of its values, on every worker alike.
-- Denormal values beside ordinary ones count as zeros.
+- All zeros, or a scale below 2^-100 (8e-31): decodes to zeros.
+- An infinite or NaN value, or a scale above 2^127 (1.7e38): decodes to NaN throughout,
+  so that every worker that receives the bucket learns of it.
+- Denormal values count as zeros, whatever stands beside them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Callable, Protocol
 
 import numpy as np
@@ -67,6 +67,9 @@ _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 # A level is this many units: 16 bits of noise decide between two levels.
 _UNITS = 2**16
+
+# Codes are packed in groups of as many words, the width of a CPU's vector registers.
+_WIDTH = 8
 
 
 class Quantizer(Protocol):
@@ -111,7 +114,7 @@ Scale = Callable[[tf.Tensor], tf.Tensor]
 
 # Maps keys, uint32 [..., 2], and positions, uint32 that broadcast against [...], to two
 # int32 tensors of numbers in [0, 2^16): what is added in units before cutting off.
-Rounding = Callable[[tf.Tensor, tf.Tensor], "tuple[tf.Tensor, tf.Tensor]"]
+Rounding = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 @_compiled
@@ -121,8 +124,7 @@ def _fold(
   combine: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
 ) -> tf.Tensor:
   """The greater part of a reduction over the last axis, in a form that vectorizes."""
-  parts = tf.split(buckets, math.gcd(8, buckets.shape[-1]), axis=-1)
-  return functools.reduce(combine, map(convert, parts))
+  return functools.reduce(combine, map(convert, tf.split(buckets, 8, axis=-1)))
 
 
 def _magnitude(x: tf.Tensor) -> tf.Tensor:
@@ -150,9 +152,12 @@ def l2_norm(buckets: tf.Tensor) -> tf.Tensor:
 def stochastic(keys: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Up with the probability that keeps the expectation: uniform noise.
 
-  The halves of one random word serve two values.
+  The numbers are those of SplitMix with 32 bits of state, each stream counting in odd
+  steps of its own: half the work of `hashing.bits`, for what is drawn once for every
+  gradient and step. The halves of one number serve two values.
   """
-  words = tf.bitcast(hashing.bits_at(keys, positions), tf.int32)
+  increment = tf.bitwise.bitwise_or(keys[..., 1], tf.constant(1, tf.uint32))
+  words = tf.bitcast(hashing.mix32(positions * increment + keys[..., 0]), tf.int32)
   low = tf.bitwise.bitwise_and(words, _UNITS - 1)
   return low, tf.bitwise.bitwise_and(tf.bitwise.right_shift(words, 16), _UNITS - 1)
 
@@ -168,16 +173,16 @@ def nearest(keys: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 class BucketQuantizer:
   """Codes of a few bits for each value and a scale for each bucket.
 
-  The payload is first the codes, then the buckets' steps (scale / s) as the bits of
-  float32 numbers. A bucket of d values has `bits` · d / 32 words of codes; with
-  p = 32 / bits, value i · d / p + j stands in the i-th lowest bits of word j, as a
-  two's complement. The last bucket is filled up with zeros, which are sent too.
+  The payload is first the codes, then the buckets' steps (scale / s, the distance
+  between levels) as the bits of float32 numbers. With p = 32 / bits, 8 p values fill 8
+  words: value 8 i + j stands, as two's complement, in the i-th lowest bits of word j.
+  The last bucket is filled up with zeros, which are sent too.
 
   Attributes:
     bits: 2, 4 or 8 a value.
-    bucket_size: d, a multiple of 32 / bits. Vectors whose length is a multiple of it
-      are spared a copy. For 1,024 a payload has 0.251, 0.126 and 0.0635 of the values'
-      bytes at 8, 4 and 2 bits.
+    bucket_size: d, a multiple of 8 p. Vectors whose length is a multiple of it are
+      spared a copy. At 1,024 a payload has 0.251, 0.126 and 0.0635 of the values' bytes
+      at 8, 4 and 2 bits.
     scale: `largest`, `l2_norm`, or a function like them.
     rounding: `stochastic` (unbiased), `nearest` (contracting), or a function like them.
 
@@ -193,15 +198,14 @@ class BucketQuantizer:
   def __post_init__(self) -> None:
     if self.bits not in (2, 4, 8):
       raise UserError(f"{self.bits} bits a value: choose 2, 4 or 8.")
-    packing = 32 // self.bits
-    if self.bucket_size < 1 or self.bucket_size % packing:
+    if self.bucket_size < 1 or self.bucket_size % self._group:
       raise UserError(
-        f"bucket size {self.bucket_size}: at {self.bits} bits a value it must be a"
-        f" positive multiple of {packing}, which fill a 32-bit word."
+        f"bucket size {self.bucket_size}: at {self.bits} bits a value choose a positive"
+        f" multiple of {self._group}, which are packed together."
       )
 
   def payload_size(self, num_values: int) -> int:
-    return self._num_buckets(num_values) * (self._words + 1)
+    return self._num_buckets(num_values) * (self._num_words + 1)
 
   def encode(self, values: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     *vectors, num_values = values.shape
@@ -210,13 +214,20 @@ class BucketQuantizer:
     if missing:
       values = tf.pad(values, [[0, 0]] * len(vectors) + [[0, missing]])
     buckets = tf.reshape(values, [*vectors, num_buckets, self.bucket_size])
-    return self._pack(buckets, self.scale(buckets), keys)
+    codes, steps = self._pack(buckets, self.scale(buckets), keys)
+    codes = tf.reshape(codes, [*vectors, num_buckets * self._num_words])
+    return tf.concat([codes, tf.bitcast(steps, tf.int32)], axis=-1)
 
   def decode(self, payload: tf.Tensor, num_values: int) -> tf.Tensor:
     return self._unpack(payload)[..., :num_values]
 
   @property
-  def _words(self) -> int:
+  def _group(self) -> int:
+    """Values that are packed together, into `_WIDTH` words."""
+    return _WIDTH * 32 // self.bits
+
+  @property
+  def _num_words(self) -> int:
     """Words of codes in a bucket."""
     return self.bucket_size * self.bits // 32
 
@@ -224,44 +235,49 @@ class BucketQuantizer:
     return -(-num_values // self.bucket_size)
 
   @_compiled
-  def _pack(self, buckets: tf.Tensor, scale: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-    """[..., B, d], [..., B], [..., 2] -> [..., B · (words + 1)]."""
-    *vectors, num_buckets, bucket_size = buckets.shape
-    # A hair above scale / s, so that no rounding lifts a value beyond the last level.
-    step = scale * ((1 + 2**-21) / (2 ** (self.bits - 1) - 1))
-    step = tf.where(
-      scale < 2.0**-100, 0.0, tf.where(scale <= 2.0**127, step, np.float32(np.nan))
-    )
-    units = tf.math.divide_no_nan(float(_UNITS), step)[..., tf.newaxis]
+  def _pack(
+    self, buckets: tf.Tensor, scales: tf.Tensor, keys: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """[..., B, d], [..., B], [..., 2] -> codes [..., B, groups, 8], steps [..., B]."""
+    # A hair above scale / s: rounding in float32 lifts no value beyond the last level.
+    steps = scales * ((1 + 2**-21) / (2 ** (self.bits - 1) - 1))
+    steps = tf.where(scales <= 2.0**127, steps, np.float32(np.nan))
+    steps = tf.where(scales < 2.0**-100, 0.0, steps)
+    units = tf.math.divide_no_nan(float(_UNITS), steps)[..., tf.newaxis, tf.newaxis]
 
-    planes = tf.split(buckets, 32 // self.bits, axis=-1)
+    *vectors, num_buckets, bucket_size = buckets.shape
+    num_groups = bucket_size // self._group
+    planes = tf.unstack(
+      tf.reshape(buckets, [*vectors, num_buckets, num_groups, -1, _WIDTH]), axis=-2
+    )
+    # The halves of a random number serve plane i and plane i + half.
     half = len(planes) // 2
-    keys = keys[..., tf.newaxis, tf.newaxis, :]
-    # Of a bucket's d / 2 random words, plane i shares its own with plane i + half.
-    first = tf.range(num_buckets)[:, tf.newaxis] * (bucket_size // 2)
+    keys = keys[..., tf.newaxis, tf.newaxis, tf.newaxis, :]
+    first = tf.range(num_buckets * num_groups) * (half * _WIDTH)
+    first = tf.reshape(first, [num_buckets, num_groups, 1])
     codes = tf.zeros([], tf.int32)
     for i in range(half):
-      positions = first + tf.range(i * self._words, (i + 1) * self._words)
+      positions = first + tf.range(i * _WIDTH, (i + 1) * _WIDTH)
       noise = self.rounding(keys, tf.cast(positions, tf.uint32))
       for plane, offset in zip((i, i + half), noise):
-        level = tf.cast(tf.round(planes[plane] * units), tf.int32) + offset
+        level = tf.cast(planes[plane] * units, tf.int32) + offset
         code = tf.bitwise.right_shift(level, 16)
         code = tf.bitwise.bitwise_and(code, 2**self.bits - 1)
         code = tf.bitwise.left_shift(code, self.bits * plane)
         codes = tf.bitwise.bitwise_or(codes, code)
-    codes = tf.reshape(codes, [*vectors, num_buckets * self._words])
-    return tf.concat([codes, tf.bitcast(step, tf.int32)], axis=-1)
+    return codes, steps
 
   @_compiled
   def _unpack(self, payload: tf.Tensor) -> tf.Tensor:
     """[..., B · (words + 1)] -> [..., B · d]."""
     *vectors, size = payload.shape
-    num_buckets = size // (self._words + 1)
-    codes, step = tf.split(payload, [num_buckets * self._words, num_buckets], axis=-1)
+    num_buckets = size // (self._num_words + 1)
+    num_words = num_buckets * self._num_words
+    codes, steps = tf.split(payload, [num_words, num_buckets], axis=-1)
+    codes = tf.reshape(codes, [*vectors, num_buckets, -1, 1, _WIDTH])
     # Up to the word's top, dropping the codes above; then down again with the sign.
     up = 32 - self.bits * tf.range(1, 32 // self.bits + 1)
-    codes = tf.reshape(codes, [*vectors, num_buckets, 1, self._words])
     codes = tf.bitwise.left_shift(codes, up[:, tf.newaxis])
     levels = tf.cast(tf.bitwise.right_shift(codes, 32 - self.bits), tf.float32)
-    step = tf.bitcast(step, tf.float32)[..., tf.newaxis, tf.newaxis]
-    return tf.reshape(levels * step, [*vectors, num_buckets * self.bucket_size])
+    steps = tf.reshape(tf.bitcast(steps, tf.float32), [*vectors, num_buckets, 1, 1, 1])
+    return tf.reshape(levels * steps, [*vectors, num_buckets * self.bucket_size])
