@@ -13,11 +13,12 @@ one host.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -149,10 +150,23 @@ def all_workers_max(strategy: tf.distribute.Strategy, value: int) -> int:
   """
   import tensorflow as tf
 
-  values = strategy.experimental_distribute_values_from_function(
-    lambda _: tf.constant([value], tf.int64)
-  )
-  return int(tf.reduce_max(strategy.gather(values, axis=0)))
+  return int(tf.reduce_max(_gather(strategy)(tf.constant([value], tf.int64))))
+
+
+@functools.cache  # one graph a strategy, however often it is called
+def _gather(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
+  """A function from each worker's values [n] to those of all replicas, joined."""
+  import tensorflow as tf
+
+  def in_replica(values: tf.Tensor) -> tf.Tensor:
+    return tf.distribute.get_replica_context().all_gather(tf.identity(values), axis=0)
+
+  @tf.function
+  def gather(values: tf.Tensor) -> tf.Tensor:
+    gathered = strategy.run(in_replica, args=(values,))
+    return strategy.experimental_local_results(gathered)[0]
+
+  return gather
 
 
 def _section(config: Any, name: str) -> dict[str, Any]:
