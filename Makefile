@@ -16,7 +16,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | \
 	  while IFS='#' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
 
-quickstart: $(VENV)/.quickstart ## train on the digits with two workers (a few minutes)
+quickstart: $(VENV)/.quickstart ## train on the digits with two workers (about two minutes)
 	@$(VENV)/bin/python benchmarks/quickstart.py $(ARGS)
 
 test: $(VENV)/.test ## run the tests, except the long ones

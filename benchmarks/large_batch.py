@@ -40,7 +40,7 @@ GRID = {
   "sgd": (0.05, 0.1, 0.2, 0.4),
   # LARS' rate is multiplied by its trust coefficient of 0.001 in adapted layers.
   "lars": (1.0, 3.0, 10.0, 30.0),
-  "lamb": (0.01, 0.02, 0.05, 0.1),
+  "lamb": (0.02, 0.05, 0.1),
 }
 BATCH, WORKERS, EPOCHS = 4096, 4, 5
 

@@ -15,7 +15,8 @@ JSON keys:
   trainer_over_bare        images/s of the trainer over the bare loop's,
                            PreActResNet-18, 32 x 32 x 3, batch 32
   trainer_over_bare_small  the same for the small CNN, 28 x 28 x 1, batch 128
-  *_images_per_second      medians, trainer and bare
+  lowest_ratio*, highest_ratio*   of the rounds: how noisy the machine was
+  *_images_per_second             medians, trainer and bare
 """
 
 from __future__ import annotations
@@ -175,6 +176,8 @@ def main(argv: list[str]) -> None:
           speeds[name].append(batch * steps / loops[name](steps))
     ratios = np.array(speeds["trainer"]) / np.array(speeds["bare"])
     figures[f"trainer_over_bare{suffix}"] = float(np.median(ratios))
+    figures[f"lowest_ratio{suffix}"] = float(ratios.min())
+    figures[f"highest_ratio{suffix}"] = float(ratios.max())
     for name, values in speeds.items():
       figures[f"{name}{suffix}_images_per_second"] = float(np.median(values))
     rows.append(

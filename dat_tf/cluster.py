@@ -13,6 +13,7 @@ one host.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -167,6 +168,10 @@ def _gather(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor
     return strategy.experimental_local_results(gathered)[0]
 
   return gather
+
+
+# TensorFlow's graphs must not outlive its modules when the program ends.
+atexit.register(_gather.cache_clear)
 
 
 def _section(config: Any, name: str) -> dict[str, Any]:

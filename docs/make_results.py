@@ -39,8 +39,9 @@ def quickstart(figures: dict[str, Any]) -> str:
     }
     for key, title in (("dat", "adversarial (DAT-PGD)"), ("clean", "clean"))
   ]
-  return f"""Digits, 8 x 8 pixels, l-infinity, epsilon 0.2, two local workers, 360 test
-images. Means of {figures["seeds"]} seeds; the lowest robust accuracy of DAT-PGD is
+  return f"""\
+Digits, 8 x 8 pixels, l-infinity, epsilon 0.2, two local workers, 360 test images.
+Means of {figures["seeds"]} seeds; the lowest robust accuracy of DAT-PGD is
 {figures["dat_robust_accuracy_lowest"]:.1%}. Both trainings with their evaluations took
 {figures["seconds"]:.0f} s a seed.
 
@@ -87,11 +88,11 @@ def large_batch(figures: dict[str, Any]) -> str:
           "best of its grid": "yes" if best else "",
         }
       )
-  return f"""Fashion-MNIST, l-infinity, epsilon 0.1, global batch
-{figures["global_batch_size"]:,} on {figures["num_workers"]} workers,
-{figures["epochs"]} epochs, FGSM with a random start in training, one seed. The best of
-a grid is that of the highest accuracy under PGD-20, on the test images: a contrast of
-optimizers, not an estimate of accuracy.
+  batch, workers = figures["global_batch_size"], figures["num_workers"]
+  return f"""Fashion-MNIST, l-infinity, epsilon 0.1, global batch {batch:,} on {workers}
+workers, {figures["epochs"]} epochs, FGSM with a random start in training, one seed. The
+best of a grid is that of the highest accuracy under PGD-20, on the test images: a
+contrast of optimizers, not an estimate of accuracy.
 
 {table(rows)}"""
 
@@ -109,7 +110,9 @@ def step_time(figures: dict[str, Any]) -> str:
       ("_small", "small CNN, 28 x 28 x 1, batch 128"),
     )
   ]
-  return f"""PGD-10 training steps, one process, in turns; medians.
+  return f"""PGD-10 training steps, one process, in turns. The ratio is the median
+of the turns' own ratios, the speeds are medians by themselves: they differ where the
+machine was noisy.
 
 {table(rows)}"""
 

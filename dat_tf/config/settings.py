@@ -46,7 +46,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   try:
     words = values(list(argv))[1:]
   except flags.Error as error:
-    raise UserError(str(error)) from None
+    raise UserError(str(error).removeprefix("ERROR:: ")) from None
   if words:
     raise UserError(
       f"Unexpected argument {words[0]!r}: flags are written --name=value."
@@ -98,7 +98,8 @@ def _check(config: Any) -> None:
     ),
     (
       config.warmup_epochs > config.epochs,
-      f"--warmup_epochs={config.warmup_epochs:g} exceeds --epochs={config.epochs}.",
+      f"--warmup_epochs={config.warmup_epochs:g} exceeds --epochs={config.epochs}: "
+      "lower it too.",
     ),
     (
       bool(config.decay_epochs) != (config.decay == "step"),
