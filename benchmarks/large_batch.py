@@ -5,12 +5,12 @@
 
 Fashion-MNIST, l-infinity, epsilon 0.1, a global batch of 4,096 on 4 local workers, 5
 epochs (75 steps), FGSM with a random start in training (one attack step instead of ten,
-so that the whole grid takes about half an hour on 2 cores) and PGD-20 in evaluation, on
+to keep the whole grid affordable) and PGD-20 in evaluation, on
 all 10,000 test images. Each optimizer runs over its grid of peak learning rates; the
 other settings are the same for all: one epoch of warm-up, cosine decay, weight decay
 1e-4, clean weight 1, batch-norm momentum as everywhere. One seed.
 
-Each run keeps its results.json under --work_dir and is not run again: the benchmark can
+Each run keeps an evaluated.json under --work_dir and is not run again: the benchmark can
 be interrupted.
 
 JSON keys:
