@@ -10,8 +10,8 @@ all 10,000 test images. Each optimizer runs over its grid of peak learning rates
 other settings are the same for all: one epoch of warm-up, cosine decay, weight decay
 1e-4, clean weight 1, batch-norm momentum as everywhere. One seed.
 
-Each run keeps an evaluated.json under --work_dir and is not run again: the benchmark can
-be interrupted.
+Each run keeps an evaluated.json under --work_dir and is not run again: the benchmark
+can be interrupted.
 
 JSON keys:
   OPTIMIZER_LR_standard_accuracy, OPTIMIZER_LR_robust_accuracy   for each run, 0 to 1
