@@ -106,6 +106,8 @@ def step_time(figures: dict[str, Any]) -> str:
       "trainer, images/s": f"{figures[f'trainer{key}_images_per_second']:.1f}",
       "bare loop, images/s": f"{figures[f'bare{key}_images_per_second']:.1f}",
       "trainer / bare": f"{figures[f'trainer_over_bare{key}']:.3f}",
+      "of the turns": f"{figures[f'lowest_ratio{key}']:.3f} to "
+      f"{figures[f'highest_ratio{key}']:.3f}",
     }
     for key, title in (
       ("", "PreActResNet-18, 32 x 32 x 3, batch 32"),

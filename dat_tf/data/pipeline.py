@@ -325,6 +325,9 @@ def _batches(
 
   options = tf.data.Options()
   options.deterministic = True
+  # Every stage's parallelism is best left at its default, one call a core; measuring it
+  # while training costs time, and a warning when a bad record ends the run.
+  options.autotune.enabled = False
   # The shard is this worker's own already: tf.distribute is not to divide it again.
   options.experimental_distribute.auto_shard_policy = (
     tf.data.experimental.AutoShardPolicy.OFF
