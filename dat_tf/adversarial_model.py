@@ -61,8 +61,8 @@ class AdversarialModel(tf.keras.Model):
   The optimizer is a `tf.keras.optimizers.legacy.Optimizer`, such as all those of
   `dat_tf.optimizers`. `compile` takes no loss and no metrics: `fit` and `evaluate`
   report `loss`, `accuracy` (clean), `robust_accuracy` (under attack) and, in training,
-  `gradient_norm`, in evaluation, the `examples` counted. Every worker sees the same
-  numbers.
+  `gradient_norm` and what the all-reduce tells of itself, in evaluation, the
+  `examples` counted. Every worker sees the same numbers, but for the latter's.
 
   Callbacks of `fit` may stop the run or change the learning rate, on any worker: the
   workers agree at the end of the epoch. A stop that is asked for during an epoch takes
@@ -137,16 +137,24 @@ class AdversarialModel(tf.keras.Model):
         loss = tf.reduce_sum(weights * losses)
         if self.classifier.losses:  # the layers' own regularisers
           loss += tf.reduce_sum(weights) * tf.add_n(self.classifier.losses)
-    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+    # Per image of a full batch: sums over large ones would overflow in 16 bits.
+    size = float(images.shape[0] or 1)
+    gradients = tape.gradient(
+      loss, variables, tf.constant(1.0 / size), unconnected_gradients="zero"
+    )
     figures = _figures(weights, loss, labels, clean_logits, adversarial_logits)
-    # The figures travel with the gradients: one collective a step.
-    *gradients, figures = self.all_reduce([*gradients, figures])
-    gradients = [gradient / figures[0] for gradient in gradients]
+    # The figures travel with the gradients.
+    names = [variable.name for variable in variables]
+    (*gradients, figures), sending = self.all_reduce(
+      [*gradients, figures], [*names, "figures"], step
+    )
+    gradients = [gradient * (size / figures[0]) for gradient in gradients]
     gradients, gradient_norm = _checked_finite(gradients, figures[1], step)
     self.optimizer.apply_gradients(
       zip(gradients, variables), experimental_aggregate_gradients=False
     )
-    return {**self._add(figures, self.attack), "gradient_norm": gradient_norm}
+    logs = self._add(figures, self.attack)
+    return {**logs, "gradient_norm": gradient_norm, **sending}
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
     """Clean and attacked accuracy; returns the means over all replicas so far."""

@@ -297,10 +297,8 @@ class Run:
 
   @property
   def _bytes_sent_per_step(self) -> int:
-    variables = self.model.classifier.trainable_variables
     return self.model.all_reduce.bytes_sent(
-      sum(variable.shape.num_elements() for variable in variables),
-      self._cluster.num_workers,
+      self.model.classifier.trainable_variables, self._cluster.num_workers
     )
 
   def restore(self) -> None:

@@ -73,7 +73,14 @@ _WIDTH = 8
 
 
 class Quantizer(Protocol):
-  """How float32 values are sent in fewer bits."""
+  """How float32 values are sent in fewer bits.
+
+  Attributes:
+    bucket_size: vectors whose length is a multiple of it are quantized without waste.
+  """
+
+  @property
+  def bucket_size(self) -> int: ...
 
   def payload_size(self, num_values: int) -> int:
     """How many int32 words `encode` makes of `num_values` >= 1 values."""

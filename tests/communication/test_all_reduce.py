@@ -12,6 +12,7 @@ from workers import run_workers
 
 REPLICAS = 3
 SHAPES = [(3, 5), (), (7,), (2, 1, 4), (0,)]
+NAMES = ["a", "b", "c", "d", "e"]
 
 
 def tensors_of(replica):
@@ -33,7 +34,8 @@ def _means():
     def in_replica():
       replica = tf.distribute.get_replica_context().replica_id_in_sync_group
       choices = zip(*map(tensors_of, range(REPLICAS)))
-      return all_reduce([tf.gather(tf.stack(choice), replica) for choice in choices])
+      tensors = [tf.gather(tf.stack(choice), replica) for choice in choices]
+      return all_reduce(tensors, NAMES, tf.constant(0))[0]
 
     return strategy.run(in_replica)
 
@@ -59,7 +61,7 @@ class MeanAllReduceTest(tf.test.TestCase, parameterized.TestCase):
           self.assertAllEqual(mean, first)
 
   def test_one_replica_gets_its_own(self):
-    means = MeanAllReduce()(tensors_of(0))
+    means, _ = MeanAllReduce()(tensors_of(0), NAMES, tf.constant(0))
     self.assertIsInstance(means, list)
     for mean, own in zip(means, tensors_of(0)):
       self.assertAllEqual(mean, own)
@@ -70,6 +72,6 @@ class MeanAllReduceTest(tf.test.TestCase, parameterized.TestCase):
     # M chunks of a vector of 1,000 float32 numbers.
     chunk = 4 * 1000 / num_workers
     self.assertEqual(expected, 2 * (num_workers - 1) * chunk)
-    sent = MeanAllReduce().bytes_sent(1000, num_workers)
+    sent = MeanAllReduce().bytes_sent([tf.Variable(tf.zeros([10, 100]))], num_workers)
     self.assertEqual(sent, expected)
     self.assertIsInstance(sent, int)

@@ -157,6 +157,7 @@ class ScalarsTest(tf.test.TestCase):
     model, history, train, test = self.fit(LAMB(rate))
     names = ["loss", "accuracy", "robust_accuracy", "gradient_norm", "learning_rate"]
     names += ["images_per_second", "bytes_sent_per_step", "trust_ratio/out/kernel"]
+    names += ["reduction_ms"]
     self.assertCountEqual(
       train, [(name, step) for name in names for step in (2, 3, 4, 6)]
     )

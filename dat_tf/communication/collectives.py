@@ -1,0 +1,106 @@
+"""Groups of replicas, and what they exchange.
+
+TensorFlow's collective operations as they are, for what tf.distribute does not offer:
+an all-to-all, and integers. They run over gRPC or NCCL like its own, inside the same
+step, in any `tf.distribute` strategy whose workers run one graph each.
+
+All members of a group must make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any, Optional
+
+import tensorflow as tf
+
+# Away from the keys that tf.distribute counts up from 1.
+_ACROSS = 1_000_000
+_WITHIN = 2_000_000
+
+# Every collective of a graph has a number of its own, the same on all members.
+_calls: collections.Counter[tuple[int, int]] = collections.Counter()
+
+
+class Group:
+  """Replicas that exchange tensors, as one of them sees them.
+
+  In a `tf.function` TensorFlow runs them one after another, in the order of the calls.
+
+  Attributes:
+    size: members.
+    rank: which of them this replica is, in [0, size).
+  """
+
+  def __init__(
+    self,
+    size: int,
+    rank: int,
+    key: int,
+    options: tf.distribute.experimental.CommunicationOptions,
+  ):
+    """Key: a number that no other group has; options: time-out, and ring or NCCL."""
+    self.size, self.rank = size, rank
+    self._key, self._options = key, options
+
+  def all_to_all(self, rows: tf.Tensor) -> tf.Tensor:
+    """Sends row i of [size, n] to member i; row i of the result is member i's."""
+    return self._run(tf.raw_ops.CollectiveAllToAllV2, rows)
+
+  def all_gather(self, row: tf.Tensor) -> tf.Tensor:
+    """[n] of every member -> [size, n], the same on all."""
+    gathered = self._run(tf.raw_ops.CollectiveGatherV2, row)
+    return tf.reshape(gathered, [self.size, *row.shape])
+
+  def sum(self, x: tf.Tensor) -> tf.Tensor:
+    """The sum of all members' tensors, bit-identical on all."""
+    return self._run(tf.raw_ops.CollectiveReduceV2, x, merge_op="Add", final_op="Id")
+
+  def _run(
+    self, operation: Callable[..., tf.Tensor], x: tf.Tensor, **kwargs: Any
+  ) -> tf.Tensor:
+    if self.size == 1:
+      return x
+    member = (self._key, self.rank)
+    _calls[member] += 1
+    return operation(
+      input=x,
+      group_size=self.size,
+      group_key=self._key,
+      instance_key=_calls[member],
+      ordering_token=[],
+      communication_hint=self._options.implementation.value,
+      timeout_seconds=self._options.timeout_seconds or 0.0,
+      **kwargs,
+    )
+
+
+def layout(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+  """How many workers a strategy has, and how many replicas on each."""
+  local = 1
+  if strategy.num_replicas_in_sync > 1:
+    local = len(strategy.extended.worker_devices)
+  return strategy.num_replicas_in_sync // local, local
+
+
+def groups(
+  options: Optional[tf.distribute.experimental.CommunicationOptions] = None,
+) -> tuple[Group, Group]:
+  """The groups of this replica: across the workers, and within its own.
+
+  Called in replica context. With R replicas a worker there are R groups across, each of
+  the replicas of one local rank: what they carry together they carry at the same time.
+
+  Returns:
+    The group across all workers, then that of the replicas on this worker.
+  """
+  options = options or tf.distribute.experimental.CommunicationOptions()
+  context = tf.distribute.get_replica_context()
+  workers, replicas = layout(context.strategy)
+  replica = int(tf.get_static_value(tf.identity(context.replica_id_in_sync_group)))
+  worker, rank = divmod(replica, replicas)
+  return (
+    Group(workers, worker, _ACROSS + rank, options),
+    Group(replicas, rank, _WITHIN + worker, options),
+  )
