@@ -15,6 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | \
 	  while IFS='#' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
+	@echo '  PYTHON=... is the interpreter to try first, ARGS=... are handed to the program.'
 
 quickstart: $(VENV)/.quickstart ## train on the digits with two workers (about two minutes)
 	@$(VENV)/bin/python benchmarks/quickstart.py $(ARGS)

@@ -39,7 +39,7 @@ EXPERIMENTS = {
 
 def train(name: str, seed: int) -> dict[str, float]:
   """Trains and evaluates by a flagfile; returns the accuracies."""
-  model_dir = os.path.join("runs", name)
+  model_dir = os.path.join("runs", f"quickstart_{name}")
   shutil.rmtree(model_dir, ignore_errors=True)
   print(f"\n{name}, seed {seed}", flush=True)
   results = common.train_and_evaluate(
@@ -83,9 +83,10 @@ def main(argv: list[str]) -> None:
   common.report(rows, figures)
   print(f"""
 Took {figures["seconds"]:.0f} s a seed. What was written, under {os.getcwd()}:
-  runs/digits_dat_pgd/export         the model: tf.keras.models.load_model opens it
-  runs/digits_dat_pgd/results.json   these and other figures
-  runs/digits_dat_pgd/logs           TensorBoard's
+  runs/quickstart_digits_dat_pgd/export         the model: tf.keras.models.load_model
+  runs/quickstart_digits_dat_pgd/results.json   these and other figures
+  runs/quickstart_digits_dat_pgd/logs           TensorBoard's
+The next quick start writes all of it anew.
 To see them: {sys.executable} -m tensorboard.main --logdir=runs""")
 
 

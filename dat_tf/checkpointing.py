@@ -26,6 +26,7 @@ class Checkpoints:
     directory: str,
     classifier: tf.keras.Model,
     optimizer: Optional[tf.keras.optimizers.legacy.Optimizer] = None,
+    residual: Optional[tf.Module] = None,
     keep: int = 2,
     is_chief: bool = True,
   ):
@@ -35,6 +36,7 @@ class Checkpoints:
       directory: where checkpoints are, or will be.
       classifier: its weights are saved and restored, in place.
       optimizer: likewise its state, unless None.
+      residual: likewise what holds the residual of error feedback, unless None.
       keep: number of newest checkpoints kept.
       is_chief: whether this worker's files stay.
     """
@@ -45,6 +47,8 @@ class Checkpoints:
       # inside its graph.
       optimizer._create_all_weights(classifier.trainable_variables)
       tracked["optimizer"] = optimizer
+    if residual is not None:
+      tracked["residual"] = residual
     self._checkpoint = tf.train.Checkpoint(**tracked)
     self._directory, self._keep, self._is_chief = directory, keep, is_chief
 

@@ -154,6 +154,19 @@ def all_workers_max(strategy: tf.distribute.Strategy, value: int) -> int:
   return int(tf.reduce_max(_gather(strategy)(tf.constant([value], tf.int64))))
 
 
+def all_workers_texts(strategy: tf.distribute.Strategy, text: str) -> list[str]:
+  """The texts of all workers, by index. A collective, as `all_workers_max`."""
+  import tensorflow as tf
+
+  encoded = text.encode()
+  length = all_workers_max(strategy, len(encoded))
+  gathered = _gather(strategy)(tf.constant([*encoded.ljust(length)], tf.int64))
+  # Replicas of one worker all have its text.
+  replicas = gathered.numpy().reshape(strategy.num_replicas_in_sync, length)
+  firsts = replicas[:: len(strategy.extended.worker_devices)]
+  return [bytes(row.tolist()).decode().rstrip() for row in firsts]
+
+
 @functools.cache  # one graph a strategy, however often it is called
 def _gather(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
   """A function from each worker's values [n] to those of all replicas, joined."""

@@ -17,11 +17,13 @@ from dat_tf.errors import UserError, exit_on_user_error
 # Printed by TensorFlow 2.15 whatever the machine: when it is imported its CUDA plug-ins
 # register themselves twice, and oneDNN and the CPU's instructions are announced; when
 # data is distributed, tf.data says of tf.distribute's iterator that it will not be
-# optimised.
+# optimised; XLA announces its service, its device and its first use.
 _NOISE = re.compile(
   rb"Unable to register cu\w+ factory|oneDNN custom operations|cpu_feature_guard"
   rb"|To enable the following instructions|Could not find cuda drivers|TF-TRT Warning"
   rb"|Input of GeneratorDatasetOp::Dataset will not be optimized"
+  rb"|log messages before absl::InitializeLog|XLA service|StreamExecutor device"
+  rb"|Compiled cluster using XLA|SetPriority unimplemented"
 )
 _NOTHING = re.compile(rb"(?!)")
 

@@ -27,7 +27,15 @@ from dat_tf import attacks, checkpointing, hashing, startup
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
-from dat_tf.communication import MeanAllReduce
+from dat_tf.communication import (
+  AllReduce,
+  BucketQuantizer,
+  FullPrecision,
+  MeanAllReduce,
+  QuantizedAllReduce,
+  choice,
+  quantizers,
+)
 from dat_tf.data import augment, pipeline, records
 from dat_tf.errors import UserError
 from dat_tf.models import make_model
@@ -56,7 +64,9 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
   Raises:
     UserError: settings, data or model directory do not fit together.
   """
-  config_lib.check_against_saved(config)
+  # A run that ended before its first checkpoint binds nobody.
+  if tf.train.latest_checkpoint(os.path.join(config.model_dir, "checkpoints")):
+    config_lib.check_against_saved(config)
   try:
     this = Run(config, cluster)
     if config.mode in ("train", "train_and_evaluate"):
@@ -113,10 +123,15 @@ class Run:
     )
     self._strategy = cluster_lib.make_strategy(cluster, self._options)
     self._replicas = self._strategy.num_replicas_in_sync
-    if config.global_batch_size % self._replicas:
+    config_lib.check_same(
+      cluster_lib.all_workers_texts(self._strategy, config_lib.to_text(config))
+    )
+    surplus = config.global_batch_size % self._replicas
+    if surplus:
       raise UserError(
         f"--global_batch_size={config.global_batch_size} is not a multiple of the "
-        f"{self._replicas} replicas: choose one that is."
+        f"{self._replicas} replicas: choose one that is, such as "
+        f"{config.global_batch_size - surplus + self._replicas}."
       )
     first_label = None if config.first_label == "auto" else int(config.first_label)
     self._reading = {"num_classes": config.num_classes, "first_label": first_label}
@@ -129,10 +144,14 @@ class Run:
     if source is None:
       raise UserError("--test_data is required: the images' shape is read from it.")
     self.model, self._plain = self._build(source.image_shape)
+    residual = None
+    if self.train_data and isinstance(self.model.all_reduce, QuantizedAllReduce):
+      residual = self.model.all_reduce
     self._checkpoints = checkpointing.Checkpoints(
       os.path.join(config.model_dir, "checkpoints"),
       self.model.classifier,
       self.model.optimizer if self.train_data else None,
+      residual,
       config.checkpoints_to_keep,
       cluster.is_chief,
     )
@@ -157,13 +176,16 @@ class Run:
     ball_of = attacks.LInfinity if config.norm == "linf" else attacks.L2
     ball = ball_of(config.epsilon)
     with self._strategy.scope():
+      classifier = make_model(config.model, image_shape, config.num_classes)
+    all_reduce = self._make_all_reduce(classifier.trainable_variables)
+    with self._strategy.scope():
       model = AdversarialModel(
-        make_model(config.model, image_shape, config.num_classes),
+        classifier,
         attack=None
         if config.attack == "none"
         else attacks.PGD(ball, config.step_size, config.attack_steps),
         objective=AdversarialTraining(config.clean_weight),
-        all_reduce=MeanAllReduce(self._options),
+        all_reduce=all_reduce,
         evaluation_attack=attacks.PGD(
           ball, config.evaluation_step_size, config.evaluation_attack_steps
         ),
@@ -172,6 +194,43 @@ class Run:
       )
       model.compile(optimizer=self._make_optimizer())
     return model, tf.keras.models.clone_model(model.classifier)
+
+  def _make_all_reduce(self, variables: list[tf.Variable]) -> AllReduce:
+    config = self._config
+    plain = MeanAllReduce(self._options)
+    if config.all_reduce == "fp32" or not self.train_data:
+      return plain
+    full_precision = FullPrecision(
+      config.full_precision_below, config.full_precision_names
+    )
+    if config.all_reduce == "fp16":
+      return MeanAllReduce(self._options, tf.float16, full_precision)
+    with startup.quiet():
+      quantizers.start_compiler()
+    quantized = QuantizedAllReduce(
+      BucketQuantizer(
+        int(config.bits),
+        config.bucket_size,
+        getattr(quantizers, config.quantization_scale),
+        quantizers.nearest if config.error_feedback else quantizers.stochastic,
+      ),
+      self._options,
+      two_sided=config.all_reduce != "one_sided",
+      error_feedback=config.error_feedback,
+      full_precision=full_precision,
+      seed=config.seed,
+    )
+    with self._strategy.scope():
+      quantized.build([v.shape for v in variables], [v.name for v in variables])
+    if config.all_reduce != "auto":
+      return quantized
+    candidates: dict[str, AllReduce] = {"fp32": plain, "two_sided": quantized}
+    times = choice.milliseconds(candidates, variables, self._strategy)
+    fastest = min(times, key=times.__getitem__)
+    if self._cluster.is_chief:
+      figures = ", ".join(f"{name} {time:.3g} ms" for name, time in times.items())
+      print(f"--all_reduce=auto: {figures} a step; {fastest} it is.", flush=True)
+    return candidates[fastest]
 
   def _make_optimizer(self) -> tf.keras.optimizers.legacy.Optimizer:
     config = self._config
@@ -215,9 +274,8 @@ class Run:
       "bytes_sent_per_step": self._bytes_sent_per_step,
     }
     if first_epoch >= config.epochs:
-      print(
-        f"{config.model_dir}: all {first_epoch} epochs are done; --epochs adds more."
-      )
+      if self._cluster.is_chief:
+        print(f"{config.model_dir}: epoch {first_epoch} is done; --epochs adds more.")
       # What a run that was stopped just before its end still owes.
       if not os.path.exists(os.path.join(config.model_dir, "results.json")):
         self._write_results(results)

@@ -124,11 +124,12 @@ def _strategy(cluster):
 
 
 def _agree(values):
-  """In one worker: replicas, agreed maxima, and whether SIGTERM would end it."""
+  """In one worker: replicas, maxima, texts, and whether SIGTERM would end it."""
   cluster = Cluster.from_environment()
   strategy = _strategy(cluster)
   maxima = [cluster_lib.all_workers_max(strategy, n) for n in values[cluster.index]]
-  return strategy.num_replicas_in_sync, maxima, not _catches(signal.SIGTERM)
+  texts = cluster_lib.all_workers_texts(strategy, "ε" * (3 * cluster.index + 1))
+  return strategy.num_replicas_in_sync, maxima, texts, not _catches(signal.SIGTERM)
 
 
 def _catches(number):
@@ -152,7 +153,11 @@ def _agree_alone():
     ["CPU:0", "CPU:1", "CPU:2"]
   )
   return [
-    (strategy.num_replicas_in_sync, cluster_lib.all_workers_max(strategy, 5))
+    (
+      strategy.num_replicas_in_sync,
+      cluster_lib.all_workers_max(strategy, 5),
+      cluster_lib.all_workers_texts(strategy, "five"),
+    )
     for strategy in [*strategies, several]
   ]
 
@@ -173,8 +178,9 @@ class RunWorkersTest(unittest.TestCase):
 class AllWorkersMaxTest(unittest.TestCase):
   def test_two_workers_agree(self):
     values = [[3, 8, -5, 2**40], [7, 1, -2, 0]]
-    expected = (2, [7, 8, -2, 2**40], True)
+    expected = (2, [7, 8, -2, 2**40], ["ε", "εεεε"], True)
     self.assertEqual(run_workers(_agree, 2, values), [expected] * 2)
 
   def test_one_worker_and_several_local_replicas(self):
-    self.assertEqual(run_workers(_agree_alone, 1), [[(1, 5), (1, 5), (3, 5)]])
+    expected = [(replicas, 5, ["five"]) for replicas in (1, 1, 3)]
+    self.assertEqual(run_workers(_agree_alone, 1), [expected])

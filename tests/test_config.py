@@ -61,6 +61,13 @@ OTHER = {
   "min_weight_norm": "0.01",
   "max_weight_norm": "9",
   "communication": "ring",
+  "all_reduce": "two_sided",
+  "bits": "4",
+  "bucket_size": "512",
+  "quantization_scale": "l2_norm",
+  "error_feedback": "true",
+  "full_precision_below": "100",
+  "full_precision_names": "logits|hidden/.*",
   "bytes_per_pack": "1048576",
   "collective_timeout": "30",
 }
@@ -135,6 +142,11 @@ class RangesTest(ConfigTest):
     ("seed", "2147483648"),
     ("momentum", "1.01"),
     ("max_weight_norm", "-1"),
+    ("bits", "3"),
+    ("bits", "16"),
+    ("bucket_size", "0"),
+    ("full_precision_below", "-1"),
+    ("all_reduce", "much"),
   )
   def test_a_value_out_of_range_names_its_flag(self, name, value):
     self.assert_refused(names=[f"--{name}"], **{name: value})
@@ -149,6 +161,7 @@ class RangesTest(ConfigTest):
     ("clean_weight", 0.0),
     ("warmup_epochs", 10.0),  # as long as the run
     ("min_weight_norm", 10.0),  # as large as max_weight_norm
+    ("bucket_size", 32),  # at 8 bits
   )
   def test_the_ends_of_ranges_are_taken(self, name, value):
     self.assertEqual(parse(**{name: value})[name].value, value)
@@ -179,6 +192,18 @@ class RangesTest(ConfigTest):
     (["--decay_epochs"], {"decay": "step"}),
     (["--decay_epochs"], {"decay": "cosine", "decay_epochs": "5"}),
     (["--min_weight_norm", "--max_weight_norm"], {"min_weight_norm": 11}),
+    (["--bucket_size=64", "--bits=2", "128"], {"bucket_size": 64, "bits": 2}),
+    (["--error_feedback", "--all_reduce=fp32"], {"error_feedback": 1}),
+    (["--error_feedback", "auto"], {"error_feedback": 1, "all_reduce": "auto"}),
+    (
+      ["--error_feedback", "--quantization_scale=largest"],
+      {
+        "error_feedback": 1,
+        "all_reduce": "two_sided",
+        "quantization_scale": "l2_norm",
+      },
+    ),
+    (["--full_precision_names=(", "regular"], {"full_precision_names": "("}),
     *[
       (["--decay_epochs"], {"decay": "step", "decay_epochs": epochs})
       for epochs in ("9,5", "5,5", "5,x", "-5,5", "0,5", "nan", "5,inf", "5,,6")
@@ -261,8 +286,9 @@ class SavedTest(ConfigTest):
     self.assertEqual(config_lib.MAY_CHANGE, MAY_CHANGE)
 
   def test_the_saved_flagfile_reproduces_every_value(self):
-    # The second time with every flag changed, but for what contradicts attack=fgsm.
-    for values in ({}, {**OTHER, "decay": "step", "attack_steps": None}):
+    # The second time with every flag changed, but for what contradicts another.
+    fitting = {"decay": "step", "attack_steps": None, "quantization_scale": "largest"}
+    for values in ({}, {**OTHER, **fitting}):
       saved = self.save(**values)
       self.assertEqual(flag_values(self.reopened()), flag_values(saved))
 
@@ -277,6 +303,8 @@ class SavedTest(ConfigTest):
     common = {"attack_steps": 1}  # what attack=fgsm allows
     if name == "decay_epochs":
       common.update(decay="step", decay_epochs="2,3")
+    if name == "error_feedback":
+      common.update(all_reduce="one_sided")
     self.save(**common)
     config_lib.check_against_saved(parse(model_dir=self.model_dir, **common))
     changed = parse(**{**common, "model_dir": self.model_dir, name: OTHER[name]})
@@ -330,6 +358,39 @@ class SavedTest(ConfigTest):
     for path in (file, file / "below"):
       with self.assertRaisesRegex(UserError, f"--model_dir={path} cannot be written"):
         config_lib.save(parse(model_dir=path))
+
+
+class SameOnAllWorkersTest(ConfigTest):
+  def check(self, *workers):
+    config_lib.check_same([config_lib.to_text(parse(**values)) for values in workers])
+
+  def test_the_same_flags_pass(self):
+    self.check({"seed": 1}, {"seed": 1}, {"seed": 1})
+    self.check({})
+
+  def test_a_directory_may_have_another_name_on_each_worker(self):
+    self.check({"model_dir": "a"}, {"model_dir": "b"})
+    local = {"data_is_local": True}
+    self.check({**local, "train_data": "c"}, {**local, "train_data": "d"})
+
+  @parameterized.parameters(
+    ({}, {"bits": 4}, "--bits=4", "--bits=8"),
+    ({"step_size": 0.1}, {}, "--step_size=", "--step_size=0.1"),
+    ({}, {"train_data": "d"}, "--train_data=d", "--train_data=a-"),
+    (
+      {"mode": "export", "test_data": None},
+      {"mode": "export"},
+      "=b-",
+      "no --test_data",
+    ),
+  )
+  def test_another_flag_is_named_with_its_worker(self, first, other, theirs, ours):
+    with self.assertRaises(UserError) as caught:
+      self.check(first, first, other)
+    message = str(caught.exception)
+    self.assertEqual(len(message.splitlines()), 1)
+    self.assertIn("Worker 2", message)
+    self.assertLess(message.index(theirs), message.index(ours))
 
 
 class HelpTest(ConfigTest):

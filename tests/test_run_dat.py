@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -375,6 +377,72 @@ class MistakesTest(ProgramTest):
     self.assert_mistake(
       run, f"{self.bad['label']}: record 5 ", "label 10", "--num_classes"
     )
+
+
+class QuantizedTest(ProgramTest):
+  """Runs whose gradients do not travel in float32."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    fast = {**cls.flags, "mode": "train", "pictures": 0, "decay": "constant"}
+    feedback = {"all_reduce": "two_sided", "bits": 2, "error_feedback": True}
+    runs = {
+      "feedback": {**fast, **feedback},
+      "auto": {**fast, "all_reduce": "auto", "bits": 4},
+      "fp16": {**fast, "all_reduce": "fp16", "full_precision_names": "logits"},
+    }
+    for name in runs:
+      runs[name]["model_dir"] = cls.folder / name
+    cls.runs = run_all(runs)
+    cls.more = run_dat({**runs["feedback"], "epochs": 2})
+
+  def test_each_trains(self):
+    for name, run in self.runs.items():
+      self.assert_good(run)
+      self.assertRegex(run.stderr, r"epoch 1: 3/3 .*loss=\d")
+      # One worker sends nothing.
+      self.assertEqual(results(self.folder / name)["bytes_sent_per_step"], 0)
+
+  def test_what_quantization_lost_is_in_the_checkpoint(self):
+    self.assert_good(self.more)
+    shapes = dict(tf.train.list_variables(str(self.folder / "feedback/checkpoints")))
+    lost = [name for name in shapes if name.startswith("residual/")]
+    network = [n for n in shapes if n.startswith("classifier/") and "kernel" in n]
+    network = [n for n in network if "OPTIMIZER_SLOT" not in n]
+    self.assertCountEqual([shapes[n] for n in lost], [shapes[n] for n in network])
+    reader = tf.train.load_checkpoint(str(self.folder / "feedback/checkpoints"))
+    for name in lost:
+      self.assertGreater(np.abs(reader.get_tensor(name)).max(), 0)
+
+  def test_auto_says_what_it_chose(self):
+    figure = r"(\d\S*) ms"
+    found = re.fullmatch(
+      rf"--all_reduce=auto: fp32 {figure}, two_sided {figure} a step; (\S+) it is.\n",
+      self.runs["auto"].stdout,
+    )
+    plain, quantized = float(found[1]), float(found[2])
+    self.assertEqual(found[3], "fp32" if plain <= quantized else "two_sided")
+
+
+class UnlikeWorkersTest(ProgramTest):
+  def test_workers_with_other_flags_are_told_before_the_first_step(self):
+    with contextlib.ExitStack() as stack:
+      sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+      for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+      addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+
+    def run(index):
+      task = {"type": "worker", "index": index}
+      config = {"cluster": {"worker": addresses}, "task": task}
+      flags = {**self.flags, "model_dir": self.folder / "run", "seed": index}
+      return run_dat(flags, TF_CONFIG=json.dumps(config))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      for finished in pool.map(run, range(2)):
+        self.assert_mistake(finished, "Worker 1", "--seed=1", "worker 0", "--seed=0")
+    self.assertFalse((self.folder / "run").exists())
 
 
 if __name__ == "__main__":

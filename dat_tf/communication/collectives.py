@@ -76,14 +76,6 @@ class Group:
     )
 
 
-def layout(strategy: tf.distribute.Strategy) -> tuple[int, int]:
-  """How many workers a strategy has, and how many replicas on each."""
-  local = 1
-  if strategy.num_replicas_in_sync > 1:
-    local = len(strategy.extended.worker_devices)
-  return strategy.num_replicas_in_sync // local, local
-
-
 def groups(
   options: Optional[tf.distribute.experimental.CommunicationOptions] = None,
 ) -> tuple[Group, Group]:
@@ -97,7 +89,10 @@ def groups(
   """
   options = options or tf.distribute.experimental.CommunicationOptions()
   context = tf.distribute.get_replica_context()
-  workers, replicas = layout(context.strategy)
+  replicas = 1
+  if context.num_replicas_in_sync > 1:
+    replicas = len(context.strategy.extended.worker_devices)
+  workers = context.num_replicas_in_sync // replicas
   replica = int(tf.get_static_value(tf.identity(context.replica_id_in_sync_group)))
   worker, rank = divmod(replica, replicas)
   return (

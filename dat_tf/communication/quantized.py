@@ -40,7 +40,7 @@ from dat_tf.communication.all_reduce import (
   merged,
   ring_bytes,
 )
-from dat_tf.communication.collectives import Group, groups, layout
+from dat_tf.communication.collectives import Group, groups
 from dat_tf.communication.packs import Packs
 from dat_tf.communication.quantizers import Quantizer
 
@@ -217,9 +217,10 @@ class QuantizedAllReduce(tf.Module):
   the loss grows without bound.
 
   Attributes:
-    residual: what error feedback keeps: for each pack, float32 [length] on each
-      replica. The mean over all replicas is what the next mean gradient lacks; that is
-      what a checkpoint holds, for any number of workers to go on from.
+    residual: what error feedback keeps, one variable for each tensor that is quantized,
+      of its shape, with a value for each replica. The mean over all replicas is what
+      the mean gradients lack so far; it is what a checkpoint holds and gives back to
+      all replicas, however many there are then.
   """
 
   def __init__(
@@ -258,16 +259,15 @@ class QuantizedAllReduce(tf.Module):
     if not self._error_feedback or self.residual:
       return
     narrow, _ = divided(shapes, self._is_narrow(shapes, names))
-    packs = self._packs(narrow, *layout(tf.distribute.get_strategy()))
     self.residual = [
       tf.Variable(
-        tf.zeros([packs.length]),
+        tf.zeros(shape),
         trainable=False,
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.MEAN,
         name=f"residual{index}",
       )
-      for index in range(packs.count)
+      for index, shape in enumerate(narrow)
     ]
 
   def __call__(
@@ -278,7 +278,7 @@ class QuantizedAllReduce(tf.Module):
       self.build(shapes, names)
     is_narrow = self._is_narrow(shapes, names)
     narrow, wide = divided(tensors, is_narrow)
-    means, figures = self._quantized_means(narrow, step)
+    means, figures = self._quantized_means(narrow, step) if narrow else ([], {})
     means = merged(means, mean(wide, self._options), is_narrow)
     return means, {**figures, "reduction_ms": elapsed_ms(tensors, means)}
 
@@ -287,9 +287,9 @@ class QuantizedAllReduce(tf.Module):
   ) -> tuple[list[tf.Tensor], Figures]:
     across, within = groups(self._options)
     packs = self._packs([tensor.shape for tensor in tensors], across.size, within.size)
-    vectors = packs.join(tensors)
     if self.residual:
-      vectors = [vector + lost for vector, lost in zip(vectors, self.residual)]
+      tensors = [tensor + lost for tensor, lost in zip(tensors, self.residual)]
+    vectors = packs.join(tensors)
     # Each replica of this worker takes its share of the values through the network.
     shares = [
       tf.reshape(within.sum(vector) / within.size, [within.size, across.size, -1])[
@@ -316,10 +316,12 @@ class QuantizedAllReduce(tf.Module):
     means = [
       tf.reshape(within.all_gather(tf.reshape(mean, [-1])), [-1]) for mean, _ in results
     ]
-    # The other replicas of this worker know nothing of this share: they add zeros.
-    mine = tf.one_hot(within.rank, within.size, float(within.size))[:, tf.newaxis]
-    for residual, (_, lost) in zip(self.residual, results):
-      residual.assign(tf.reshape(mine * tf.reshape(lost, [1, -1]), [-1]))
+    if self.residual:
+      # The mean over a worker's replicas: the others have nothing in this share.
+      mine = tf.one_hot(within.rank, within.size, float(within.size))[:, tf.newaxis]
+      lost = [tf.reshape(mine * tf.reshape(lost, [1, -1]), [-1]) for _, lost in results]
+      for residual, value in zip(self.residual, packs.split(lost)):
+        residual.assign(value)
     return packs.split(means), figures
 
   def _exchange(self, length: int, group: Group, timed: _Stopwatch) -> _Exchange:

@@ -10,9 +10,19 @@ the same directory must agree with it except in `MAY_CHANGE`.
 from dat_tf.config.settings import (
   MAY_CHANGE,
   check_against_saved,
+  check_same,
   decay_epochs,
   parse,
   save,
+  to_text,
 )
 
-__all__ = ["MAY_CHANGE", "check_against_saved", "decay_epochs", "parse", "save"]
+__all__ = [
+  "MAY_CHANGE",
+  "check_against_saved",
+  "check_same",
+  "decay_epochs",
+  "parse",
+  "save",
+  "to_text",
+]

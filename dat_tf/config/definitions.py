@@ -192,9 +192,30 @@ def define_flags(values: flags.FlagValues) -> None:
   communication.choice(
       "communication", "auto", ("auto", "ring", "nccl"),
       "Collectives between workers: ring is gRPC, nccl needs GPUs.")
+  communication.choice(
+      "all_reduce", "fp32", ("auto", "fp32", "fp16", "one_sided", "two_sided"),
+      "How gradients are averaged. one_sided: they travel as quantized codes; "
+      "two_sided: so does their mean; auto: two_sided if it is faster than fp32 here.")
+  communication.choice("bits", "8", ("2", "4", "8"), "Of a quantized value, and sign.")
+  communication.integer(
+      "bucket_size", 1024,
+      "Values quantized with one scale: a multiple of 256 / bits.", lower_bound=1)
+  communication.choice(
+      "quantization_scale", "largest", ("largest", "l2_norm"),
+      "What a bucket's levels are multiples of: its largest magnitude, or its norm.")
+  communication.switch(
+      "error_feedback", False,
+      "Round to the nearest level, and add what is lost to the next step's gradient.")
+  communication.integer(
+      "full_precision_below", 0,
+      "Tensors of fewer values than this travel in fp32, as vectors always do.",
+      lower_bound=0)
+  communication.text(
+      "full_precision_names", "",
+      "So do tensors in whose name this regular expression is found.")
   communication.integer(
       "bytes_per_pack", 0,
-      "Bytes of gradient that are reduced together; 0: TensorFlow decides.",
+      "Bytes of gradient that are reduced together; 0: all in fp32, else 16 MiB.",
       lower_bound=0)
   communication.number(
       "collective_timeout", 600.0,

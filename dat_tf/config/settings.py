@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,10 +111,32 @@ def _check(config: Any) -> None:
       config.min_weight_norm > config.max_weight_norm,
       "--min_weight_norm exceeds --max_weight_norm.",
     ),
+    (
+      bool(config.bucket_size % (256 // int(config.bits))),
+      f"--bucket_size={config.bucket_size}: at --bits={config.bits} choose a multiple "
+      f"of {256 // int(config.bits)}, which are packed together.",
+    ),
+    (
+      config.error_feedback and config.all_reduce not in ("one_sided", "two_sided"),
+      f"--error_feedback goes with quantization, not with --all_reduce="
+      f"{config.all_reduce}: choose two_sided or one_sided.",
+    ),
+    (
+      config.error_feedback and config.quantization_scale != "largest",
+      "--error_feedback takes --quantization_scale=largest: beside the norm most values"
+      " round to 0, and what is lost would grow without end.",
+    ),
   ]
   for wrong, message in contradictions:
     if wrong:
       raise UserError(message)
+  try:
+    re.compile(config.full_precision_names)
+  except re.error as error:
+    raise UserError(
+      f"--full_precision_names={config.full_precision_names} is no regular expression: "
+      f"{error}."
+    ) from None
   epochs = decay_epochs(config)
   if not all(a < b < math.inf for a, b in zip([0.0, *epochs], epochs)):
     raise UserError("--decay_epochs must rise from above 0, as in 75,90,95.")
@@ -145,6 +169,30 @@ def check_against_saved(config: Any) -> None:
         f"{config.model_dir} was written with {was}, this run has {now}: choose "
         "another --model_dir, or the same value."
       )
+
+
+def to_text(config: Any) -> str:
+  """The settings that all workers must share, for `check_same`."""
+  own = {"model_dir"} | ({"train_data"} if config.data_is_local else set())
+  names = sorted(_names(config) - own)
+  return json.dumps({name: config[name].serialize() for name in names})
+
+
+def check_same(texts: Sequence[str]) -> None:
+  """Compares the settings of all workers, each `to_text`, by index.
+
+  Raises:
+    UserError: a worker was started with others than worker 0.
+  """
+  first, *others = map(json.loads, texts)
+  for index, other in enumerate(others, start=1):
+    for name in sorted(first.keys() | other.keys()):
+      if first.get(name) != other.get(name):
+        here, there = (x.get(name) or f"no --{name}" for x in (other, first))
+        raise UserError(
+          f"Worker {index} was started with {here}, worker 0 with {there}: start all "
+          "with the same flags."
+        )
 
 
 def save(config: Any) -> None:
