@@ -21,7 +21,6 @@ JSON keys:
 
 from __future__ import annotations
 
-import json
 import os
 
 import common
@@ -47,32 +46,21 @@ BATCH, WORKERS, EPOCHS = 4096, 4, 5
 
 def run(optimizer: str, learning_rate: float) -> dict[str, float]:
   """Trains and evaluates once, unless it was done; returns the accuracies."""
-  model_dir = os.path.join(_WORK_DIR.value, f"{optimizer}_{learning_rate}")
-  path = os.path.join(model_dir, "evaluated.json")
-  if not os.path.exists(path):
-    results = common.train_and_evaluate(
-      "fashion_mnist_dat_pgd",
-      model_dir,
-      WORKERS,
-      *common.records(_DATA.value),
-      "--attack=fgsm",
-      "--attack_steps=1",
-      "--step_size=0.125",
-      f"--epochs={EPOCHS}",
-      f"--global_batch_size={BATCH}",
-      f"--optimizer={optimizer}",
-      f"--learning_rate={learning_rate}",
-      "--warmup_epochs=1",
-      "--pictures=0",
-    )
-    with open(path, "w", encoding="utf-8") as file:
-      json.dump(results, file)
-  with open(path, encoding="utf-8") as file:
-    results = json.load(file)
-  return {
-    "standard_accuracy": results["standard_accuracy"],
-    "robust_accuracy": results["robust_accuracy"]["pgd-20"],
-  }
+  return common.accuracies(
+    "fashion_mnist_dat_pgd",
+    os.path.join(_WORK_DIR.value, f"{optimizer}_{learning_rate}"),
+    WORKERS,
+    *common.records(_DATA.value),
+    "--attack=fgsm",
+    "--attack_steps=1",
+    "--step_size=0.125",
+    f"--epochs={EPOCHS}",
+    f"--global_batch_size={BATCH}",
+    f"--optimizer={optimizer}",
+    f"--learning_rate={learning_rate}",
+    "--warmup_epochs=1",
+    "--pictures=0",
+  )
 
 
 def main(argv: list[str]) -> None:

@@ -121,6 +121,136 @@ machine was noisy.
 {table(rows)}"""
 
 
+def quantizers(figures: dict[str, Any]) -> str:
+  rows = [
+    {
+      "bits": bits,
+      "quantize / copy": f"{figures[f'quantize_ratio_{bits}bit']:.2f}",
+      "dequantize / copy": f"{figures[f'dequantize_ratio_{bits}bit']:.2f}",
+      "payload / values": f"{figures[f'payload_ratio_{bits}bit']:.4f}",
+    }
+    for bits in (8, 4, 2)
+  ]
+  return f"""25.6 M values on one core, buckets of 1,024, beside a plain copy of the
+same array in turns ({figures["copy_ms"]:.0f} ms). Medians of the turns.
+
+{table(rows)}"""
+
+
+def communication(figures: dict[str, Any]) -> str:
+  prefix = "time_ratio_fp32_"
+  rates = [key.removeprefix(prefix) for key in figures if key.startswith(prefix)]
+  methods = [
+    key.removeprefix("bytes_ratio_") for key in figures if key.startswith("bytes_ratio")
+  ]
+  sizes = [
+    {
+      "all-reduce": method,
+      "MB sent by each worker": f"{figures[f'megabytes_{method}']:.1f}",
+      "bytes / fp32": f"{figures[f'bytes_ratio_{method}']:.3f}",
+      **{
+        f"time / fp32, {rate}": f"{figures[f'time_ratio_{method}_{rate}']:.2f}"
+        for rate in rates
+      },
+    }
+    for method in methods
+  ]
+  times = [
+    {
+      "rate": rate,
+      "all-reduce": method,
+      **{
+        title: f"{figures[f'{key}_{method}_{rate}']:.0f}"
+        for title, key in (
+          ("ms", "ms"),
+          ("encode, ms", "encode_ms"),
+          ("wire, ms", "exchange_ms"),
+          ("decode, ms", "decode_ms"),
+        )
+      },
+    }
+    for rate in rates
+    for method in methods
+  ]
+  network, workers = figures["network"], figures["workers"]
+  text = f"""The gradient of {network}, {workers} workers, all on this machine's 2
+cores, each in a network namespace whose link has the rate in either direction. `Nbit`
+is two-sided. Bytes are those that the interface counted. The parts are sums over packs,
+which overlap, and what a pack waits for the network counts as wire.
+
+{table(sizes)}
+
+{table(times)}"""
+  if any(key.startswith("step_ratio") for key in figures):
+    steps = [
+      {
+        "all-reduce": method,
+        **{
+          f"step / fp32, {rate}": f"{figures[f'step_ratio_{method}_{rate}']:.2f}"
+          for rate in rates
+        },
+      }
+      for method in methods
+    ]
+    text += f"""
+
+The whole training step (PreActResNet-18, FGSM, 4 images a worker):
+
+{table(steps)}"""
+  return text
+
+
+def full_precision(figures: dict[str, Any]) -> str:
+  rows = []
+  for key, value in figures.items():
+    if key.endswith("_worst"):
+      run = key.removesuffix("_worst")
+      network, _, below = run.rpartition("_below_")
+      network, _, bits = network.rpartition("_")
+      rows.append(
+        {
+          "network": network,
+          "bits": bits.removesuffix("bit"),
+          "float32 below": below,
+          "error, worst tensor": f"{value:.3f}",
+          "error, all": f"{figures[f'{run}_whole']:.3f}",
+          "bytes / float32": f"{figures[f'{run}_bytes']:.3f}",
+        }
+      )
+  return f"""Relative l2 errors of a quantized adversarial gradient, if tensors of fewer
+values than `float32 below` are not quantized. The default is 1,024, a bucket.
+
+{table(rows)}"""
+
+
+def quantized_accuracy(figures: dict[str, Any]) -> str:
+  suffix = "_standard_accuracy"
+  rows = [
+    {
+      "all-reduce": method,
+      **{
+        title: cell
+        for kind, name in (("standard", "clean"), ("robust", "under PGD-20"))
+        for title, cell in (
+          (name, f"{figures[f'{method}_{kind}_accuracy']:.2%}"),
+          (
+            f"{name}, difference",
+            f"{100 * figures[f'{method}_{kind}_difference']:+.2f} ± "
+            f"{100 * figures[f'{method}_{kind}_interval']:.2f}",
+          ),
+        )
+      },
+    }
+    for method in (key.removesuffix(suffix) for key in figures if key.endswith(suffix))
+  ]
+  return f"""Fashion-MNIST, `flags/fashion_mnist_dat_pgd.flags` with {figures["epochs"]}
+epochs on {figures["num_workers"]} workers, {figures["seeds"]} seeds. `Nbit` is
+two-sided. Differences to fp32, seed by seed, are in points, with Student's 95 %
+interval.
+
+{table(rows)}"""
+
+
 SECTIONS = (
   ("Quick start", "quickstart", "benchmarks/quickstart.py", quickstart),
   (
@@ -131,6 +261,30 @@ SECTIONS = (
   ),
   ("Large batches", "large_batch", "benchmarks/large_batch.py", large_batch),
   ("Speed of the trainer", "step_time", "benchmarks/step_time.py", step_time),
+  (
+    "Communication",
+    "communication",
+    "benchmarks/communication.py",
+    communication,
+  ),
+  (
+    "Quantized gradients",
+    "quantized_accuracy",
+    "benchmarks/quantized_accuracy.py",
+    quantized_accuracy,
+  ),
+  (
+    "Small tensors",
+    "full_precision",
+    "benchmarks/full_precision.py",
+    full_precision,
+  ),
+  (
+    "The quantizer alone",
+    "quantizers",
+    "benchmarks/quantizers.py",
+    quantizers,
+  ),
 )
 
 

@@ -55,7 +55,7 @@ def _run_examples():
     "worse": classifier(worse).numpy(),
     "shifted": [classifier(images + shift).numpy() for shift in (0.1, -0.1)],
     "pairing": [tensor.numpy() for tensor in pairing],
-    "bytes": names["all_reduce"].bytes_sent([tf.Variable(tf.zeros([10, 100]))], 2),
+    "bytes": names["all_reduce"].bytes_sent([tf.Variable(tf.zeros([20, 100]))], 2),
   }
 
 
@@ -98,7 +98,7 @@ class ExamplesTest(tf.test.TestCase):
     self.assertAllClose(losses, expected, atol=1e-5)
 
   def test_the_quantizer_sends_half_of_the_ring_s_bytes(self):
-    self.assertEqual(self.workers[0]["bytes"], 2 * 1000)
+    self.assertEqual(self.workers[0]["bytes"], 2 * 2000)
 
 
 class NamesTest(unittest.TestCase):

@@ -49,14 +49,16 @@ class FullPrecision:
   """Which tensors travel in float32, however the others do.
 
   Vectors and scalars always do: biases and batch-norm parameters are few, and an error
-  in them moves every activation.
+  in them moves every activation. A tensor smaller than a bucket would share the scale
+  of a larger one, and in all of them there is next to nothing to save (see
+  docs/RESULTS.md).
 
   Attributes:
     below: so do tensors of fewer values than this.
     names: and those in whose name this regular expression is found; empty: none.
   """
 
-  below: int = 0
+  below: int = 1024
   names: str = ""
 
   def __call__(self, name: str, shape: tf.TensorShape) -> bool:

@@ -207,7 +207,7 @@ def define_flags(values: flags.FlagValues) -> None:
       "error_feedback", False,
       "Round to the nearest level, and add what is lost to the next step's gradient.")
   communication.integer(
-      "full_precision_below", 0,
+      "full_precision_below", 1024,
       "Tensors of fewer values than this travel in fp32, as vectors always do.",
       lower_bound=0)
   communication.text(
