@@ -10,6 +10,8 @@ All members of a group must make the same calls in the same order.
 from __future__ import annotations
 
 import collections
+import weakref
+import zlib
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -19,14 +21,16 @@ import tensorflow as tf
 _ACROSS = 1_000_000
 _WITHIN = 2_000_000
 
-# Every collective of a graph has a number of its own, the same on all members.
-_calls: collections.Counter[tuple[int, int]] = collections.Counter()
+# How often a graph has made the same call so far.
+_calls: weakref.WeakKeyDictionary[tf.Graph, collections.Counter[Any]]
+_calls = weakref.WeakKeyDictionary()
 
 
 class Group:
   """Replicas that exchange tensors, as one of them sees them.
 
-  In a `tf.function` TensorFlow runs them one after another, in the order of the calls.
+  In a `tf.function` each replica runs its own one after another, in the order of the
+  calls, and waits for no other replica's of the same worker.
 
   Attributes:
     size: members.
@@ -39,10 +43,21 @@ class Group:
     rank: int,
     key: int,
     options: tf.distribute.experimental.CommunicationOptions,
+    order: tf.Tensor,
   ):
-    """Key: a number that no other group has; options: time-out, and ring or NCCL."""
+    """Makes a group.
+
+    Args:
+      size: see above.
+      rank: see above.
+      key: a number that no other group has.
+      options: time-out, and ring or NCCL.
+      order: a resource of this replica. What uses the same one runs in the order of the
+        graph; stateful operations without any, also those of different replicas, would
+        all wait for each other.
+    """
     self.size, self.rank = size, rank
-    self._key, self._options = key, options
+    self._key, self._options, self._order = key, options, order
 
   def all_to_all(self, rows: tf.Tensor) -> tf.Tensor:
     """Sends row i of [size, n] to member i; row i of the result is member i's."""
@@ -62,18 +77,26 @@ class Group:
   ) -> tf.Tensor:
     if self.size == 1:
       return x
-    member = (self._key, self.rank)
-    _calls[member] += 1
     return operation(
       input=x,
       group_size=self.size,
       group_key=self._key,
-      instance_key=_calls[member],
-      ordering_token=[],
+      instance_key=self._instance_key(operation, x),
+      ordering_token=[self._order],
       communication_hint=self._options.implementation.value,
       timeout_seconds=self._options.timeout_seconds or 0.0,
       **kwargs,
     )
+
+  def _instance_key(self, operation: Callable[..., tf.Tensor], x: tf.Tensor) -> int:
+    """The same on all members, for what is done in the same order to such tensors.
+
+    It does not depend on what was traced before: one member may trace a step anew.
+    """
+    call = (operation.__name__, tuple(x.shape), x.dtype.name)
+    counts = _calls.setdefault(tf.compat.v1.get_default_graph(), collections.Counter())
+    counts[self._key, self.rank, call] += 1
+    return zlib.crc32(repr((call, counts[self._key, self.rank, call])).encode()) >> 1
 
 
 def groups(
@@ -95,7 +118,10 @@ def groups(
   workers = context.num_replicas_in_sync // replicas
   replica = int(tf.get_static_value(tf.identity(context.replica_id_in_sync_group)))
   worker, rank = divmod(replica, replicas)
+  order = tf.raw_ops.VarHandleOp(
+    dtype=tf.float32, shape=[], shared_name=f"order_of_replica{replica}"
+  )
   return (
-    Group(workers, worker, _ACROSS + rank, options),
-    Group(replicas, rank, _WITHIN + worker, options),
+    Group(workers, worker, _ACROSS + rank, options, order),
+    Group(replicas, rank, _WITHIN + worker, options, order),
   )

@@ -51,7 +51,7 @@ class Packs:
     tensors = []
     for shape, cuts in zip(reversed(self._shapes), self._cuts()):
       parts = [packs[pack][start : start + size] for pack, start, size in cuts]
-      flat = parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
+      flat = parts[0] if len(parts) == 1 else tf.concat(parts or [[]], axis=0)
       tensors.append(tf.reshape(flat, shape))
     return tensors[::-1]
 

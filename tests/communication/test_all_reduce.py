@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf import cluster as cluster_lib
-from dat_tf.communication import MeanAllReduce
+from dat_tf.communication import FullPrecision, MeanAllReduce
 from workers import run_workers
 
 REPLICAS = 3
@@ -21,7 +21,7 @@ def tensors_of(replica):
 
 
 def _means():
-  """What each of three replicas gets, whole and in packs; in a process of its own."""
+  """What each of three replicas gets of three all-reduces; in a process of its own."""
   cpus = [tf.config.LogicalDeviceConfiguration()] * REPLICAS
   tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], cpus
@@ -39,26 +39,49 @@ def _means():
 
     return strategy.run(in_replica)
 
-  means = []
-  for all_reduce in (MeanAllReduce(), MeanAllReduce(options)):
+  means = {}
+  for name, all_reduce in {
+    "whole": MeanAllReduce(),
+    "packs": MeanAllReduce(options),
+    "float16": MeanAllReduce(options, tf.float16, FullPrecision(0, "^d")),
+  }.items():
     results = map(strategy.experimental_local_results, reduce(all_reduce))
-    means.append([[value.numpy() for value in replica] for replica in zip(*results)])
+    means[name] = [[value.numpy() for value in replica] for replica in zip(*results)]
   return means
 
 
 class MeanAllReduceTest(tf.test.TestCase, parameterized.TestCase):
-  def test_every_replica_gets_numpys_mean(self):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    (cls.means,) = run_workers(_means, 1)
     inputs = zip(*map(tensors_of, range(REPLICAS)))
-    expected = [np.mean(choice, axis=0, dtype="f8") for choice in inputs]
-    (results,) = run_workers(_means, 1)
-    for replicas in results:
+    cls.expected = [np.mean(choice, axis=0, dtype="f8") for choice in inputs]
+
+  def test_every_replica_gets_numpys_mean(self):
+    for replicas in (self.means["whole"], self.means["packs"]):
+      for replica in replicas:
+        for mean, reference in zip(replica, self.expected):
+          self.assertAllClose(mean, reference, rtol=1e-6, atol=1e-7)
+
+  def test_all_replicas_have_the_same_bits(self):
+    for replicas in self.means.values():
       self.assertLen(replicas, REPLICAS)
       for replica in replicas:
         self.assertEqual([mean.shape for mean in replica], SHAPES)
-        for mean, reference, first in zip(replica, expected, replicas[0]):
+        for mean, first in zip(replica, replicas[0]):
           self.assertDTypeEqual(mean, np.float32)
-          self.assertAllClose(mean, reference, rtol=1e-6, atol=1e-7)
           self.assertAllEqual(mean, first)
+
+  def test_float16_is_for_matrices_that_are_not_excepted(self):
+    means = dict(zip(NAMES, self.means["float16"][0]))
+    expected = dict(zip(NAMES, self.expected))
+    for name in ("b", "c", "d"):  # scalar, vector, by its name
+      self.assertAllClose(means[name], expected[name], rtol=1e-6, atol=1e-7)
+    # Three numbers below 4 and two sums are rounded to 11 bits, then their third.
+    self.assertAllClose(means["a"], expected["a"], rtol=0, atol=5 * 4 * 2.0**-11)
+    self.assertNotAllClose(means["a"], expected["a"], rtol=0, atol=1e-5)
+    self.assertAllEqual(means["a"], means["a"].astype("f2"))
 
   def test_one_replica_gets_its_own(self):
     means, _ = MeanAllReduce()(tensors_of(0), NAMES, tf.constant(0))
@@ -75,3 +98,34 @@ class MeanAllReduceTest(tf.test.TestCase, parameterized.TestCase):
     sent = MeanAllReduce().bytes_sent([tf.Variable(tf.zeros([10, 100]))], num_workers)
     self.assertEqual(sent, expected)
     self.assertIsInstance(sent, int)
+
+  @parameterized.parameters((1, 0), (2, 4016), (4, 6024), (8, 7028))
+  def test_bytes_of_float16(self, num_workers, expected):
+    # 2,000 values of 2 bytes and 4 of 4 bytes.
+    self.assertEqual(expected, 4016 * 2 * (num_workers - 1) / num_workers)
+    variables = [tf.TensorSpec([20, 100], name="a"), tf.TensorSpec([4], name="b")]
+    sent = MeanAllReduce(dtype=tf.float16).bytes_sent(variables, num_workers)
+    self.assertEqual(sent, expected)
+
+
+class FullPrecisionTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(
+    # Vectors and scalars always; matrices only by size or by name.
+    (0, "", "bias", [10_000], True), (0, "", "scale", [], True),
+    (0, "", "kernel", [2, 3], False), (0, "", "kernel", [0, 3], False),
+    (6, "", "kernel", [2, 3], False), (7, "", "kernel", [2, 3], True),
+    (7, "", "kernel", [1, 1, 2, 3], True), (1000, "", "kernel", [100, 10], False),
+    (0, "head", "net/head/kernel:0", [90, 90], True),
+    (0, "^head", "net/head/kernel:0", [90, 90], False),
+    (0, "^conv|out.*kernel", "output/kernel:0", [90, 90], True),
+    (0, "head", "body/kernel:0", [90, 90], False),
+    (9, "head", "body/kernel:0", [2, 3], True),
+  )  # fmt: skip
+  def test_by_rank_size_and_name(self, below, names, name, shape, expected):
+    rule = FullPrecision(below, names)
+    self.assertIs(rule(name, tf.TensorShape(shape)), expected)
+
+  def test_by_default_what_is_smaller_than_a_bucket(self):
+    rule = FullPrecision()
+    self.assertTrue(rule("kernel", tf.TensorShape([31, 33])))
+    self.assertFalse(rule("kernel", tf.TensorShape([32, 32])))

@@ -1,0 +1,604 @@
+"""The quantized mean against NumPy, on real workers and their local replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tempfile
+from typing import Any, Callable, Optional
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl.testing import parameterized
+from tensorflow.python.distribute.collective_all_reduce_strategy import (
+  CollectiveAllReduceExtended,
+)
+
+from dat_tf import cluster as cluster_lib
+from dat_tf import hashing
+from dat_tf.communication import (
+  BucketQuantizer,
+  FullPrecision,
+  MeanAllReduce,
+  QuantizedAllReduce,
+)
+from dat_tf.communication.collectives import Group
+from dat_tf.communication.quantizers import l2_norm, nearest, stochastic
+from workers import run_workers
+
+SEED = 11
+STEPS = (0, 7)
+DRAWS = 100
+FEEDBACK_STEPS = 100
+
+# 2,300 values are quantized; vectors, `tiny` and `head` are in full precision.
+TENSORS = {
+  "block/kernel": (30, 20),
+  "scale": (),
+  "bias": (7,),
+  "block/filter": (5, 1, 40),
+  "tiny": (3, 3),
+  "dense": (50, 30),
+  "head/kernel": (4, 25),
+}
+FULL_PRECISION = FullPrecision(below=10, names="^head")
+NARROW = ("block/kernel", "block/filter", "dense")
+WIDE = ("scale", "bias", "tiny", "head/kernel")
+SIZE = 2300
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPoint:
+  """A user's own quantizer: multiples of 1 / 256, drawn unbiased, two to a word."""
+
+  bucket_size: int = 64
+
+  def payload_size(self, num_values):
+    return num_values // 2
+
+  def encode(self, values, keys):
+    noise = hashing.uniform(keys, [values.shape[-1]])
+    levels = tf.cast(tf.floor(256 * values + noise), tf.int16)
+    return tf.bitcast(tf.reshape(levels, [*values.shape[:-1], -1, 2]), tf.int32)
+
+  def decode(self, payload, num_values):
+    levels = tf.cast(tf.bitcast(payload, tf.int16), tf.float32)
+    return tf.reshape(levels, [*payload.shape[:-1], num_values]) / 256
+
+
+def fixed_point_in_numpy(values, key):
+  noise = hashing.uniform(key, [values.size]).numpy()
+  return np.floor(np.float32(256) * values + noise) / np.float32(256)
+
+
+def buckets_in_numpy(bits, bucket_size):
+  """What a vector of whole buckets becomes, scaled by their largest magnitudes."""
+
+  def quantized(values, key):
+    # In each group of 256 / bits values the first half takes the words' low halves.
+    words = stochastic(key, np.arange(values.size // 2, dtype="u4"))
+    halves = [half.numpy().reshape(-1, 128 // bits) for half in words]
+    noise = np.concatenate(halves, axis=1).reshape(-1, bucket_size)
+    buckets = values.reshape(-1, bucket_size)
+    largest = np.abs(buckets).max(axis=1, keepdims=True)
+    steps = largest * np.float32((1 + 2**-21) / (2 ** (bits - 1) - 1))
+    units = np.divide(np.float32(2**16), steps, out=0 * steps, where=steps > 0)
+    levels = np.floor_divide(np.trunc(buckets * units).astype("i8") + noise, 2**16)
+    return (levels.astype("f4") * steps).ravel()
+
+  return quantized
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """Settings of an all-reduce, and what the reference must know of it."""
+
+  settings: dict[str, Any]
+  in_numpy: Optional[Callable] = None
+  num_packs: int = 1
+  bytes_per_pack: int = 0
+
+  def all_reduce(self):
+    options = cluster_lib.communication_options("ring", self.bytes_per_pack, 60)
+    return QuantizedAllReduce(
+      options=options, full_precision=FULL_PRECISION, seed=SEED, **self.settings
+    )
+
+
+TWO_SIDED, IN_PACKS, ONE_SIDED, OWN = "two-sided", "in packs", "one-sided", "own"
+CASES = {
+  TWO_SIDED: Case({"quantizer": BucketQuantizer(4, 64)}, buckets_in_numpy(4, 64)),
+  IN_PACKS: Case(
+    {"quantizer": BucketQuantizer(2, 128)}, buckets_in_numpy(2, 128), 3, 4 * 900
+  ),
+  ONE_SIDED: Case(
+    {"quantizer": BucketQuantizer(8, 32), "two_sided": False},
+    buckets_in_numpy(8, 32),
+    num_packs=2,
+    bytes_per_pack=4 * 1400,
+  ),
+  # At 16 bits averages in float32 are the cheaper answer from 4 workers on.
+  OWN: Case({"quantizer": FixedPoint(), "two_sided": False}, fixed_point_in_numpy),
+}
+_CONTRACTING = BucketQuantizer(2, 128, rounding=nearest)
+FEEDBACK = {
+  TWO_SIDED: Case(
+    {"quantizer": _CONTRACTING, "error_feedback": True},
+    num_packs=3,
+    bytes_per_pack=4 * 900,
+  ),
+  ONE_SIDED: Case(
+    {"quantizer": _CONTRACTING, "two_sided": False, "error_feedback": True}
+  ),
+  OWN: Case({"quantizer": FixedPoint(), "two_sided": False, "error_feedback": True}),
+}
+
+
+def gradients(num_replicas):
+  """{name: [num_replicas, *shape]}, whose means are not zero."""
+  rng = np.random.default_rng(1)
+  return {
+    name: rng.normal(0.3, size=(num_replicas, *shape)).astype("f4")
+    for name, shape in TENSORS.items()
+  }
+
+
+def flat(tensors):
+  """{name: [..., *shape]} -> [..., SIZE], what is quantized in the order of sending."""
+  leading = tensors["dense"].shape[:-2]
+  parts = [tensors[name].reshape(*leading, -1) for name in reversed(NARROW)]
+  return np.concatenate(parts, axis=-1)
+
+
+def form(case, num_workers):
+  """The exchange that sends least, in values of a chunk: (M - 1) times what follows."""
+  if case.settings.get("two_sided", True):
+    return "two-sided"
+  quantizer = case.settings["quantizer"]
+  codes = quantizer.payload_size(quantizer.bucket_size) / quantizer.bucket_size
+  return "gather" if num_workers * codes <= codes + 1 else "float32 back"
+
+
+def mean_in_numpy(case, values, step):
+  """The whole reduction: float32 [workers, local replicas, SIZE] -> [SIZE]."""
+  workers, replicas, _ = values.shape
+  bucket = workers * replicas * case.settings["quantizer"].bucket_size
+  length = bucket * math.ceil(SIZE / (case.num_packs * bucket))
+  padded = np.zeros([workers, replicas, case.num_packs * length], "f4")
+  padded[..., :SIZE] = values
+  # Each replica takes its share of its worker's mean to the network, in chunks.
+  shape = [workers, case.num_packs, replicas, workers, -1]
+  chunks = padded.mean(axis=1).reshape(shape)
+  means = np.empty_like(chunks[0])
+  exchange = form(case, workers)
+  for pack, rank, owner in np.ndindex(*means.shape[:-1]):
+    vectors = chunks[:, pack, rank, owner]
+    keys = [
+      hashing.stream_keys(SEED, step, worker * replicas + rank, pack, owner)
+      for worker in range(workers)
+    ]
+    decoded = np.stack([case.in_numpy(*pair) for pair in zip(vectors, keys)])
+    if exchange == "gather":
+      means[pack, rank, owner] = decoded.mean(axis=0)
+      continue
+    # The owner of a chunk knows its own values exactly.
+    others = np.delete(decoded, owner, axis=0).sum(axis=0)
+    mean = (vectors[owner] + others) / np.float32(workers)
+    if exchange == "two-sided":
+      mean = case.in_numpy(mean, keys[owner])
+    means[pack, rank, owner] = mean
+  return means.ravel()[:SIZE]
+
+
+def _runner(strategy, replicas, all_reduce):
+  """A step from {name: [all replicas, ...]} to local replicas' (means, figures)."""
+
+  @tf.function(autograph=False)
+  def run(stacks, step):
+    def in_replica():
+      replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+      tensors = [stack[replica] for stack in stacks.values()]
+      means, figures = all_reduce(tensors, list(stacks), step)
+      return dict(zip(stacks, means)), figures
+
+    return strategy.run(in_replica)
+
+  def local(outcome, replica):
+    return tf.nest.map_structure(
+      lambda value: strategy.experimental_local_results(value)[replica].numpy(), outcome
+    )
+
+  def step(stacks, number):
+    stacks = {name: tf.constant(stack) for name, stack in stacks.items()}
+    outcome = run(stacks, tf.constant(number, tf.int64))
+    return [local(outcome, replica) for replica in range(replicas)]
+
+  return step
+
+
+def _with_bytes(function):
+  """What it returns, and the bytes that go to other workers in what it traces."""
+  sent = []
+
+  def counting(method):
+    def exchange(group, x):
+      sent.append(4 * (group.size - 1) * x.shape[-1])  # a row to each of the others
+      return method(group, x)
+
+    return exchange
+
+  methods = {
+    name: counting(getattr(Group, name)) for name in ("all_to_all", "all_gather")
+  }
+  with mock.patch.multiple(Group, **methods):
+    result = function()
+  return result, sum(sent)
+
+
+def _residual(strategy, all_reduce):
+  """[local replicas, SIZE]"""
+  tensors = {
+    name: np.stack([v.numpy() for v in strategy.experimental_local_results(variable)])
+    for name, variable in zip(NARROW, all_reduce.residual)
+  }
+  return flat(tensors)
+
+
+def _feedback(strategy, replicas, case, stacks, path):
+  all_reduce, restored = case.all_reduce(), case.all_reduce()
+  step = _runner(strategy, replicas, all_reduce)
+  total = np.zeros(SIZE)
+  for number in range(FEEDBACK_STEPS):
+    outcomes = step(stacks, number)
+    total += flat(outcomes[0][0])
+  tf.train.Checkpoint(residual=all_reduce).write(path)
+  with strategy.scope():
+    restored.build(list(map(tf.TensorShape, TENSORS.values())), list(TENSORS))
+  status = tf.train.Checkpoint(residual=restored).read(path)
+  status.assert_existing_objects_matched()
+  return {
+    "last": outcomes,
+    "total": total,
+    "residual": _residual(strategy, all_reduce),
+    "restored": _residual(strategy, restored),
+  }
+
+
+def _on_a_worker(strategy, replicas, names, feedback, path):
+  """What the claims below are checked on."""
+  stacks = gradients(strategy.num_replicas_in_sync)
+  broken = {name: stack.copy() for name, stack in stacks.items()}
+  broken["dense"][-1, -1, -1] = np.inf
+  broken["block/filter"][-1, 0, 0, 0] = np.nan
+  results = {}
+  for name in names:
+    step = _runner(strategy, replicas, CASES[name].all_reduce())
+    first, sent = _with_bytes(lambda step=step: step(stacks, STEPS[0]))
+    results[name] = {
+      "steps": [first, *(step(stacks, number) for number in STEPS[1:])],
+      "broken": step(broken, 1),
+      "bytes": sent,
+    }
+    if name == names[0]:
+      draws = [flat(step(stacks, number)[0][0]) for number in range(DRAWS)]
+      results["mean"] = np.mean(draws, axis=0, dtype="f8")
+      results["variance"] = np.var(draws, axis=0, dtype="f8", ddof=1)
+  if feedback:
+    case = FEEDBACK[feedback]
+    results["feedback"] = _feedback(strategy, replicas, case, stacks, path)
+  return results
+
+
+def _in_process(replicas, names, feedback, directory):
+  """In a process of its own, which has as many CPU devices as replicas."""
+  tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * replicas,
+  )
+
+  def devices(self, resolver, worker_device):
+    return [f"{worker_device}/device:CPU:{i}" for i in range(replicas)], "CPU"
+
+  cluster = cluster_lib.Cluster.from_environment()
+  options = cluster_lib.communication_options("ring", 0, 60)
+  with mock.patch.object(
+    CollectiveAllReduceExtended, "_initialize_local_devices", devices
+  ):
+    strategy = cluster_lib.make_strategy(cluster, options)
+  path = os.path.join(directory, str(cluster.index))
+  return _on_a_worker(strategy, replicas, names, feedback, path)
+
+
+class Claims:
+  """What holds for any number of workers and local replicas."""
+
+  WORKERS, REPLICAS = 1, 1
+  NAMES: tuple[str, ...] = ()
+  FEEDBACK = None
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    directory = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(directory.cleanup)
+    cls.directory = directory.name
+    cls.workers = cls.results()
+    cls.stacks = gradients(cls.WORKERS * cls.REPLICAS)
+    cls.true_mean = flat(cls.stacks).mean(axis=0, dtype="f8")
+
+  @classmethod
+  def results(cls):
+    settings = (cls.REPLICAS, cls.NAMES, cls.FEEDBACK, cls.directory)
+    return run_workers(_in_process, cls.WORKERS, *settings)
+
+  def all_steps(self):
+    """Case, step, and the (means, figures) of all replicas."""
+    for name in self.NAMES:
+      for index, step in enumerate(STEPS):
+        outcomes = [worker[name]["steps"][index] for worker in self.workers]
+        yield CASES[name], step, sum(outcomes, [])
+
+  def test_equals_the_numpy_reference(self):
+    values = flat(self.stacks).reshape(self.WORKERS, self.REPLICAS, SIZE)
+    for case, step, outcomes in self.all_steps():
+      expected = mean_in_numpy(case, values, step)
+      self.assertLen(outcomes, self.WORKERS * self.REPLICAS)
+      for means, _ in outcomes:
+        self.assertAllClose(flat(means), expected, rtol=0, atol=1e-6)
+      # It is a mean, and something is lost, on a lone worker too.
+      self.assertGreater(np.corrcoef(expected, self.true_mean)[0, 1], 0.3)
+      self.assertNotAllClose(expected, self.true_mean, atol=1e-4)
+
+  def test_all_replicas_have_the_same_bits(self):
+    groups = [outcomes for _, _, outcomes in self.all_steps()]
+    groups += [
+      sum([w[name]["broken"] for w in self.workers], []) for name in self.NAMES
+    ]
+    if self.FEEDBACK:
+      groups.append(sum([worker["feedback"]["last"] for worker in self.workers], []))
+    for (first, _), *others in groups:
+      for means, _ in others:
+        for name in TENSORS:
+          self.assertEqual(means[name].tobytes(), first[name].tobytes())
+
+  def test_full_precision_is_exact(self):
+    for _, _, outcomes in self.all_steps():
+      for means, _ in outcomes:
+        for name, shape in TENSORS.items():
+          self.assertEqual((means[name].dtype, means[name].shape), (np.float32, shape))
+        for name in WIDE:
+          mean = self.stacks[name].mean(axis=0, keepdims=True, dtype="f8")
+          self.assertAllClose(means[name][np.newaxis], mean, rtol=1e-6, atol=1e-7)
+
+  def test_what_is_not_finite_on_one_replica_reaches_all(self):
+    for name in set(self.NAMES) - {OWN}:
+      for worker in self.workers:
+        for means, _ in worker[name]["broken"]:
+          self.assertFalse(np.isfinite(means["dense"][-1, -1]))
+          self.assertFalse(np.isfinite(means["block/filter"][0, 0, 0]))
+          self.assertAllEqual(np.isfinite(means["block/kernel"][:8]), np.ones((8, 20)))
+
+  def test_figures(self):
+    times = {"encode_ms", "exchange_ms", "decode_ms", "reduction_ms"}
+    for case, _, outcomes in self.all_steps():
+      for replica, (_, figures) in enumerate(outcomes):
+        self.assertEqual(set(figures), times | {"quantization_error"})
+        for name in times:
+          self.assertBetween(figures[name], 0.0, 60_000.0)
+        values = flat({name: self.stacks[name][replica] for name in NARROW})
+        values = np.pad(values, [0, -SIZE % 128])
+        error = case.in_numpy(values, hashing.stream_keys(0, replica)) - values
+        expected = np.linalg.norm(error) / np.linalg.norm(values)
+        self.assertBetween(figures["quantization_error"] / expected, 0.9, 1.1)
+
+  def test_is_unbiased(self):
+    for worker in self.workers:
+      error, variance = worker["mean"] - self.true_mean, worker["variance"] / DRAWS
+      # Sums over 2,300 values, whose relative deviation is √(2 / 2,300) = 0.03.
+      self.assertAllClose(np.sum(error**2) / np.sum(variance), 1.0, atol=0.2)
+      allowed = 5 * np.sqrt(np.sum(variance * self.true_mean**2))
+      self.assertLess(abs(np.sum(error * self.true_mean)), allowed)
+
+
+class BytesClaims(Claims):
+  """Of several local replicas, the shares are padded one by one: a little more."""
+
+  def test_counts_the_bytes_that_are_sent(self):
+    variables = [tf.TensorSpec(shape, name=name) for name, shape in TENSORS.items()]
+    ring = 4 * (1 + 7 + 9 + 100) * 2 * (self.WORKERS - 1) / self.WORKERS
+    for name in self.NAMES:
+      counted = CASES[name].all_reduce().bytes_sent(variables, self.WORKERS)
+      self.assertIsInstance(counted, int)
+      for worker in self.workers:
+        self.assertAllClose(counted, worker[name]["bytes"] + ring, rtol=0, atol=0.5)
+
+
+class FeedbackClaims(Claims):
+  FEEDBACK = TWO_SIDED
+
+  def test_the_residual_is_what_the_means_lack(self):
+    lacking = FEEDBACK_STEPS * self.true_mean - self.workers[0]["feedback"]["total"]
+    residuals = [worker["feedback"]["residual"] for worker in self.workers]
+    residual = np.concatenate(residuals).mean(axis=0, dtype="f8")
+    self.assertAllClose(residual, lacking, rtol=0, atol=1e-3)
+    # It has the size of a gradient, as after the first steps.
+    self.assertLess(np.linalg.norm(residual), 10 * np.linalg.norm(self.true_mean))
+
+  def test_a_checkpoint_holds_the_mean_residual(self):
+    before = np.concatenate([w["feedback"]["residual"] for w in self.workers])
+    after = np.concatenate([w["feedback"]["restored"] for w in self.workers])
+    mean = before.mean(axis=0, dtype="f8")
+    self.assertGreater(np.abs(mean).max(), 1e-4)
+    self.assertAllClose(after.mean(axis=0, dtype="f8"), mean, rtol=0, atol=1e-5)
+    # For another number of workers too.
+    alone = FEEDBACK[self.FEEDBACK].all_reduce()
+    alone.build(list(map(tf.TensorShape, TENSORS.values())), list(TENSORS))
+    checkpoint = tf.train.Checkpoint(residual=alone)
+    status = checkpoint.read(os.path.join(self.directory, "0"))
+    status.assert_existing_objects_matched()
+    residual = _residual(tf.distribute.get_strategy(), alone)
+    self.assertAllClose(residual, mean[np.newaxis], rtol=0, atol=1e-5)
+
+
+class OneWorkerTest(BytesClaims, FeedbackClaims, tf.test.TestCase):
+  NAMES = (TWO_SIDED, IN_PACKS, ONE_SIDED, OWN)
+
+  @classmethod
+  def results(cls):
+    path = os.path.join(cls.directory, "0")
+    strategy = tf.distribute.get_strategy()
+    return [_on_a_worker(strategy, 1, cls.NAMES, cls.FEEDBACK, path)]
+
+
+class TwoReplicasTest(Claims, tf.test.TestCase):
+  REPLICAS = 2
+  NAMES = (TWO_SIDED,)
+
+
+class TwoWorkersTest(BytesClaims, FeedbackClaims, tf.test.TestCase):
+  WORKERS = 2
+  NAMES = (TWO_SIDED, ONE_SIDED)
+
+
+class TwoWorkersOfTwoReplicasTest(FeedbackClaims, tf.test.TestCase):
+  WORKERS, REPLICAS = 2, 2
+  NAMES, FEEDBACK = (TWO_SIDED,), ONE_SIDED
+
+
+class ThreeWorkersTest(BytesClaims, tf.test.TestCase):
+  WORKERS = 3
+  NAMES = (IN_PACKS, OWN)
+
+
+class FourWorkersTest(BytesClaims, FeedbackClaims, tf.test.TestCase):
+  WORKERS = 4
+  NAMES, FEEDBACK = (TWO_SIDED, OWN), OWN
+
+
+@pytest.mark.long
+class EightWorkersTest(BytesClaims, FeedbackClaims, tf.test.TestCase):
+  WORKERS = 8
+  NAMES = (TWO_SIDED, IN_PACKS, ONE_SIDED, OWN)
+
+
+class LoneReplicaTest(tf.test.TestCase):
+  """Where the quantizer alone decides."""
+
+  def means(self, all_reduce, tensors):
+    names = [f"kernel{index}" for index in range(len(tensors))]
+    return all_reduce(
+      [tf.constant(tensor) for tensor in tensors], names, tf.constant(0)
+    )
+
+  def test_packs_change_nothing_but_the_noise(self):
+    rng = np.random.default_rng(0)
+    tensors = [rng.normal(size=(25, 50)).astype("f4") for _ in range(3)]
+    quantizer = BucketQuantizer(4, 64, rounding=nearest)
+    whole, _ = self.means(QuantizedAllReduce(quantizer), tensors)
+    options = cluster_lib.communication_options("ring", 4 * 1300, 60)
+    packs, _ = self.means(QuantizedAllReduce(quantizer, options), tensors)
+    for tensor, first, second in zip(tensors, whole, packs):
+      self.assertNotAllClose(first, tensor, atol=0.01)
+      self.assertAllEqual(first, second)
+
+  def test_vectors_alone_are_not_quantized(self):
+    bias = np.arange(5, dtype="f4")
+    for error_feedback in (False, True):
+      all_reduce = QuantizedAllReduce(
+        BucketQuantizer(2, rounding=nearest), error_feedback=error_feedback
+      )
+      (mean,), _ = self.means(all_reduce, [bias])
+      self.assertAllEqual(mean, bias)
+
+  def test_zeros_stay_zeros(self):
+    means, figures = self.means(
+      QuantizedAllReduce(BucketQuantizer(8)), [np.zeros([50, 50], "f4")]
+    )
+    self.assertAllEqual(means[0], np.zeros([50, 50]))
+    self.assertEqual(figures["quantization_error"], 0.0)
+
+
+class ErrorFeedbackTest(tf.test.TestCase, parameterized.TestCase):
+  """On one bucket a row: two constant gradients, and one that is new in every step."""
+
+  def run_steps(self, quantizer, num_steps):
+    """Gradients, means and residuals: [num_steps, 3, d] each."""
+    rng = np.random.default_rng(2)
+    shape = (num_steps, 3, quantizer.bucket_size)
+    gradients = rng.normal(size=shape).astype("f4")
+    gradients[:, 0] = gradients[0, 0]
+    gradients[:, 1] = gradients[0, 1] ** 3
+    all_reduce = QuantizedAllReduce(
+      quantizer, error_feedback=True, full_precision=FullPrecision(below=0)
+    )
+    step = tf.function(
+      lambda gradient, number: all_reduce([gradient], ["kernel"], number)[0][0],
+      autograph=False,
+    )
+    means, residuals = np.empty(shape, "f4"), np.empty(shape, "f4")
+    for number, gradient in enumerate(gradients):
+      means[number] = step(tf.constant(gradient), tf.constant(number))
+      residuals[number] = all_reduce.residual[0]
+    return gradients, means, residuals
+
+  @parameterized.parameters((2, 128), (4, 64))
+  def test_the_residual_stays_bounded_and_the_mean_converges(self, bits, d):
+    quantizer = BucketQuantizer(bits, d, rounding=nearest)
+    gradients, means, residuals = self.run_steps(quantizer, 1000)
+    # From ‖r'‖ <= c ‖g + r‖, with the quantizer's contraction c < 1.
+    c = np.sqrt((d - 1) / (d - 1 + 4 * (2 ** (bits - 1) - 1) ** 2))
+    bounds = c / (1 - c) * np.linalg.norm(gradients, axis=-1).max(axis=0)
+    norms = np.linalg.norm(residuals, axis=-1)
+    self.assertAllLessEqual(norms / bounds, 1.0)
+    self.assertAllLessEqual(norms[100:].max(axis=0) / norms[:100].max(axis=0), 1.5)
+    # Nothing is lost: what has not come out is in the residual.
+    missing = np.cumsum(gradients - means, axis=0, dtype="f8")
+    self.assertAllClose(missing, residuals, rtol=0, atol=1e-3)
+    for steps in (10, 100, 1000):
+      error = np.mean(means[:steps] - gradients[:steps], axis=0, dtype="f8")
+      self.assertAllLessEqual(np.linalg.norm(error, axis=-1) * steps / bounds, 1.001)
+    # Without the residual the error of the first step would stay.
+    first = np.linalg.norm(means[0] - gradients[0], axis=-1)
+    self.assertAllLessEqual(np.linalg.norm(error, axis=-1) / first, 0.02)
+
+  def test_an_unbiased_quantizer_makes_the_residual_explode(self):
+    gradients, _, residuals = self.run_steps(BucketQuantizer(2, 1024, l2_norm), 60)
+    ratio = np.linalg.norm(residuals[-1]) / np.linalg.norm(gradients[-1])
+    self.assertGreater(ratio, 1e4)
+
+
+class BytesSentTest(tf.test.TestCase, parameterized.TestCase):
+  # 262,144 values and a bias. Of M chunks, one has 256 / M buckets of 1,024 values,
+  # which are 257, 129 or 65 words at 8, 4 or 2 bits.
+  VARIABLES = (
+    tf.TensorSpec([256, 1024], name="kernel"), tf.TensorSpec([256], name="bias")
+  )  # fmt: skip
+
+  @parameterized.parameters(
+    # Twice to each of the M - 1 others: a chunk of codes.
+    (8, True, 1, 0), (8, True, 2, 2 * 4 * 128 * 257), (8, True, 4, 6 * 4 * 64 * 257),
+    (8, True, 8, 14 * 4 * 32 * 257), (4, True, 4, 6 * 4 * 64 * 129),
+    (2, True, 4, 6 * 4 * 64 * 65), (2, True, 8, 14 * 4 * 32 * 65),
+    # To each of the others: the codes of all 256 buckets ...
+    (8, False, 1, 0), (8, False, 2, 4 * 256 * 257), (8, False, 4, 3 * 4 * 256 * 257),
+    (4, False, 8, 7 * 4 * 256 * 129), (2, False, 8, 7 * 4 * 256 * 65),
+    # ... or those of a chunk, then a chunk of float32 values.
+    (8, False, 8, 7 * 4 * 32 * (257 + 1024)),
+    (4, False, 16, 15 * 4 * 16 * (129 + 1024)),
+  )  # fmt: skip
+  def test_of_each_form(self, bits, two_sided, num_workers, codes):
+    all_reduce = QuantizedAllReduce(BucketQuantizer(bits), two_sided=two_sided)
+    sent = all_reduce.bytes_sent(self.VARIABLES, num_workers)
+    ring = {1: 0, 2: 1024, 4: 1536, 8: 1792, 16: 1920}  # of the bias
+    self.assertEqual(sent, codes + ring[num_workers])
+
+  @parameterized.parameters((8, 0.26), (4, 0.135), (2, 0.07))
+  def test_ratio_to_float32_for_a_large_gradient(self, bits, target):
+    variables = [tf.TensorSpec([5000, 5120], name="kernel")]
+    sent = QuantizedAllReduce(BucketQuantizer(bits)).bytes_sent(variables, 4)
+    plain = MeanAllReduce().bytes_sent(variables, 4)
+    self.assertEqual(plain, 4 * 25_600_000 * 2 * 3 // 4)
+    self.assertBetween(sent / plain, bits / 32, target)
