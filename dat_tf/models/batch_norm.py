@@ -7,6 +7,11 @@ momentum is warmed up, min(momentum, (1 + step) / (10 + step)), as in
 tf.train.ExponentialMovingAverage with `num_updates`: after two steps less than 2 % of
 the start is left, and at any time the average reaches back over a tenth of the steps so
 far, or less.
+
+An average over the last 100 steps also lags behind weights that move fast. An attack in
+inference mode then meets another network than the one that is trained, and is weak:
+robust accuracy in training looks high, and is not. The networks of this package
+therefore average over ten.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import contextlib
 from collections.abc import Iterator
 
 import tensorflow as tf
+
+MOMENTUM = 0.9  # of the networks of this package
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from dat_tf.models import batch_norm
+
 layers = tf.keras.layers
 
 # Per-channel mean and variance of CIFAR-10's training images, pixels in [0, 1].
@@ -57,7 +59,9 @@ def _block(x: tf.Tensor, filters: int, stride: int, name: str) -> tf.Tensor:
 
 
 def _normalize_and_rectify(x: tf.Tensor, name: str) -> tf.Tensor:
-  x = layers.BatchNormalization(epsilon=1e-5, name=f"{name}_norm")(x)
+  x = layers.BatchNormalization(
+    momentum=batch_norm.MOMENTUM, epsilon=1e-5, name=f"{name}_norm"
+  )(x)
   return layers.ReLU(name=f"{name}_relu")(x)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from dat_tf.models import batch_norm
+
 layers = tf.keras.layers
 
 
@@ -28,7 +30,7 @@ def small_cnn(image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
     x = layers.Conv2D(
       filters, 3, stride, padding="same", use_bias=False, name=f"conv{index}"
     )(x)
-    x = layers.BatchNormalization(name=f"norm{index}")(x)
+    x = layers.BatchNormalization(momentum=batch_norm.MOMENTUM, name=f"norm{index}")(x)
     x = layers.ReLU(name=f"relu{index}")(x)
   x = layers.Flatten(name="flatten")(x)
   x = layers.Dense(64, activation="relu", name="hidden")(x)
