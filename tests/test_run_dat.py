@@ -387,6 +387,7 @@ class QuantizedTest(ProgramTest):
     super().setUpClass()
     fast = {**cls.flags, "mode": "train", "pictures": 0, "decay": "constant"}
     feedback = {"all_reduce": "two_sided", "bits": 2, "error_feedback": True}
+    feedback["full_precision_below"] = 0
     runs = {
       "feedback": {**fast, **feedback},
       "auto": {**fast, "all_reduce": "auto", "bits": 4},
