@@ -149,12 +149,12 @@ def elapsed_ms(inputs: Sequence[tf.Tensor], outputs: Sequence[tf.Tensor]) -> tf.
 
   Nothing waits for it. On a GPU it is the time until the work is queued.
   """
-  elapsed = _time_after(outputs) - _time_after(inputs)
+  elapsed = time_after(outputs) - time_after(inputs)
   # The clock of the inputs may be read late.
   return tf.cast(1000.0 * tf.maximum(elapsed, 0.0), tf.float32)
 
 
-def _time_after(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+def time_after(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
   """Seconds, float64, at the moment when all tensors are there."""
   with tf.device("CPU:0"), tf.control_dependencies(list(tensors)):
     # A graph runs its stateful operations, of which a clock is one, in the order in

@@ -39,6 +39,7 @@ from dat_tf.communication.all_reduce import (
   mean,
   merged,
   ring_bytes,
+  time_after,
 )
 from dat_tf.communication.collectives import Group, groups
 from dat_tf.communication.packs import Packs
@@ -51,15 +52,34 @@ _SAMPLED_BUCKETS = 64
 
 
 class _Stopwatch:
-  """Adds up, by name, the milliseconds that parts of a graph take."""
+  """How long parts of a graph take, by name, where several of a name may overlap."""
 
   def __init__(self) -> None:
-    self.totals: Figures = {}
+    self._intervals: dict[str, list[tuple[tf.Tensor, tf.Tensor]]] = {}
 
   def __call__(self, name: str, given: tf.Tensor, result: tf.Tensor) -> tf.Tensor:
-    elapsed = elapsed_ms([given], [result])
-    self.totals[name] = self.totals.get(name, 0.0) + elapsed
+    interval = time_after([given]), time_after([result])
+    self._intervals.setdefault(name, []).append(interval)
     return result
+
+  @property
+  def totals(self) -> Figures:
+    """Milliseconds, float32, during which at least one part of a name was under way."""
+    return {
+      name: _covered_ms(*map(tf.stack, zip(*intervals)))
+      for name, intervals in self._intervals.items()
+    }
+
+
+def _covered_ms(starts: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
+  """The length of the union of intervals, given in seconds, float64 [n] each."""
+  order = tf.argsort(starts)
+  starts, ends = tf.gather(starts, order), tf.gather(ends, order)
+  places = tf.range(starts.shape[0])
+  is_earlier = places < places[:, tf.newaxis]
+  covered_until = tf.reduce_max(tf.where(is_earlier, ends, starts[0]), axis=1)
+  lengths = tf.maximum(ends - tf.maximum(starts, covered_until), 0.0)
+  return tf.cast(1000.0 * tf.reduce_sum(lengths), tf.float32)
 
 
 class _Sent(NamedTuple):
