@@ -155,17 +155,21 @@ def communication(figures: dict[str, Any]) -> str:
     }
     for method in methods
   ]
+
+  def milliseconds(key: str) -> str:
+    return f"{figures[key]:.0f}" if key in figures else ""
+
   times = [
     {
       "rate": rate,
       "all-reduce": method,
       **{
-        title: f"{figures[f'{key}_{method}_{rate}']:.0f}"
-        for title, key in (
-          ("ms", "ms"),
-          ("encode, ms", "encode_ms"),
-          ("wire, ms", "exchange_ms"),
-          ("decode, ms", "decode_ms"),
+        f"{part}, ms": milliseconds(f"{key}_{method}_{rate}")
+        for part, key in (
+          ("all", "milliseconds"),
+          ("encode", "encode"),
+          ("wire", "wire"),
+          ("decode", "decode"),
         )
       },
     }
@@ -175,8 +179,8 @@ def communication(figures: dict[str, Any]) -> str:
   network, workers = figures["network"], figures["workers"]
   text = f"""The gradient of {network}, {workers} workers, all on this machine's 2
 cores, each in a network namespace whose link has the rate in either direction. `Nbit`
-is two-sided. Bytes are those that the interface counted. The parts are sums over packs,
-which overlap, and what a pack waits for the network counts as wire.
+is two-sided. Bytes are those that the interface counted. A part is the time in which
+some pack is at it: parts overlap, and what a pack waits for the network counts as wire.
 
 {table(sizes)}
 
