@@ -62,7 +62,7 @@ class AdversarialModel(tf.keras.Model):
   `dat_tf.optimizers`. `compile` takes no loss and no metrics: `fit` and `evaluate`
   report `loss`, `accuracy` (clean), `robust_accuracy` (under attack) and, in training,
   `gradient_norm` and what the all-reduce tells of itself, in evaluation, the
-  `examples` counted. Every worker sees the same numbers, but for the latter's.
+  `examples` counted. Every worker sees the same numbers, but for the all-reduce's.
 
   Callbacks of `fit` may stop the run or change the learning rate, on any worker: the
   workers agree at the end of the epoch. A stop that is asked for during an epoch takes

@@ -86,10 +86,8 @@ class MeanAllReduce:
         11 significant bits, and sums beyond 65,504 overflow to infinity.
       full_precision: tensors that travel in float32 whatever `dtype` is.
     """
-    self._options, self._dtype = (
-      options or tf.distribute.experimental.CommunicationOptions(),
-      dtype,
-    )
+    self._options = options or tf.distribute.experimental.CommunicationOptions()
+    self._dtype = dtype
     self._full_precision = full_precision or FullPrecision()
 
   def __call__(
@@ -117,8 +115,9 @@ class MeanAllReduce:
 
 def divided(items: Sequence[Any], chosen: Sequence[bool]) -> tuple[list, list]:
   """Those that are chosen, and the others."""
+  others = [not choice for choice in chosen]
   return list(itertools.compress(items, chosen)), list(
-    itertools.compress(items, [not choice for choice in chosen])
+    itertools.compress(items, others)
   )
 
 
