@@ -23,19 +23,11 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from dat_tf import attacks, checkpointing, hashing, startup
+from dat_tf import checkpointing, hashing, parts, startup
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
-from dat_tf.communication import (
-  AllReduce,
-  BucketQuantizer,
-  FullPrecision,
-  MeanAllReduce,
-  QuantizedAllReduce,
-  choice,
-  quantizers,
-)
+from dat_tf.communication import QuantizedAllReduce
 from dat_tf.data import augment, pipeline, records
 from dat_tf.errors import UserError
 from dat_tf.models import make_model
@@ -47,7 +39,6 @@ from dat_tf.monitoring import (
   update_results,
 )
 from dat_tf.objectives import AdversarialTraining
-from dat_tf.optimizers import WarmupDecay, make_optimizer, scaled_learning_rate
 
 # What collectives raise on a worker whose peer has ended, frozen or vanished.
 _LOST_WORKER = (
@@ -173,89 +164,26 @@ class Run:
   ) -> tuple[AdversarialModel, tf.keras.Model]:
     """The distributed model, and a plain copy of its classifier."""
     config = self._config
-    ball_of = attacks.LInfinity if config.norm == "linf" else attacks.L2
-    ball = ball_of(config.epsilon)
     with self._strategy.scope():
       classifier = make_model(config.model, image_shape, config.num_classes)
-    all_reduce = self._make_all_reduce(classifier.trainable_variables)
+    all_reduce = None  # nothing to reduce without training
+    if self.train_data:
+      all_reduce = parts.make_all_reduce(
+        config, classifier.trainable_variables, self._strategy, self._options
+      )
     with self._strategy.scope():
       model = AdversarialModel(
         classifier,
-        attack=None
-        if config.attack == "none"
-        else attacks.PGD(ball, config.step_size, config.attack_steps),
+        attack=parts.make_attack(config),
         objective=AdversarialTraining(config.clean_weight),
         all_reduce=all_reduce,
-        evaluation_attack=attacks.PGD(
-          ball, config.evaluation_step_size, config.evaluation_attack_steps
-        ),
+        evaluation_attack=parts.make_evaluation_attack(config),
         attack_in_training_mode=config.attack_in_training_mode,
         seed=config.seed,
       )
-      model.compile(optimizer=self._make_optimizer())
+      steps = self.train_data.steps if self.train_data else 1
+      model.compile(optimizer=parts.make_optimizer(config, steps))
     return model, tf.keras.models.clone_model(model.classifier)
-
-  def _make_all_reduce(self, variables: list[tf.Variable]) -> AllReduce:
-    config = self._config
-    plain = MeanAllReduce(self._options)
-    if config.all_reduce == "fp32" or not self.train_data:
-      return plain
-    full_precision = FullPrecision(
-      config.full_precision_below, config.full_precision_names
-    )
-    if config.all_reduce == "fp16":
-      return MeanAllReduce(self._options, tf.float16, full_precision)
-    with startup.quiet():
-      quantizers.start_compiler()
-    quantized = QuantizedAllReduce(
-      BucketQuantizer(
-        int(config.bits),
-        config.bucket_size,
-        getattr(quantizers, config.quantization_scale),
-        quantizers.nearest if config.error_feedback else quantizers.stochastic,
-      ),
-      self._options,
-      two_sided=config.all_reduce != "one_sided",
-      error_feedback=config.error_feedback,
-      full_precision=full_precision,
-      seed=config.seed,
-    )
-    with self._strategy.scope():
-      quantized.build([v.shape for v in variables], [v.name for v in variables])
-    if config.all_reduce != "auto":
-      return quantized
-    candidates: dict[str, AllReduce] = {"fp32": plain, "two_sided": quantized}
-    times = choice.milliseconds(candidates, variables, self._strategy)
-    fastest = min(times, key=times.__getitem__)
-    if self._cluster.is_chief:
-      figures = ", ".join(f"{name} {time:.3g} ms" for name, time in times.items())
-      print(f"--all_reduce=auto: {figures} a step; {fastest} it is.", flush=True)
-    return candidates[fastest]
-
-  def _make_optimizer(self) -> tf.keras.optimizers.legacy.Optimizer:
-    config = self._config
-    steps = self.train_data.steps if self.train_data else 1
-    schedule = WarmupDecay(
-      scaled_learning_rate(
-        config.learning_rate,
-        config.reference_batch_size,
-        config.global_batch_size,
-        config.learning_rate_scaling,
-      ),
-      warmup_steps=round(config.warmup_epochs * steps),
-      decay=config.decay,
-      total_steps=config.epochs * steps,
-      boundaries=[round(epoch * steps) for epoch in config_lib.decay_epochs(config)],
-    )
-    return make_optimizer(
-      config.optimizer,
-      schedule,
-      weight_decay=config.weight_decay,
-      momentum=config.momentum,
-      beta_1=config.beta_1,
-      beta_2=config.beta_2,
-      norm_bounds=(config.min_weight_norm, config.max_weight_norm),
-    )
 
   def train(self) -> None:
     """Trains from the newest checkpoint, if there is one, to the last epoch."""

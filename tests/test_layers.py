@@ -23,7 +23,7 @@ LAYERS = (
   ("launch",),
   ("data",),
   ("monitoring",),
-  ("adversarial_model",),
+  ("adversarial_model", "parts"),
   ("training",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

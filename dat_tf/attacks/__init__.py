@@ -11,6 +11,6 @@ in [0, 1] to logits, the keys are one random stream an example.
 """
 
 from dat_tf.attacks.gradient import PGD, fgsm
-from dat_tf.attacks.norms import L2, LInfinity
+from dat_tf.attacks.norms import L2, Ball, LInfinity
 
-__all__ = ["L2", "LInfinity", "PGD", "fgsm"]
+__all__ = ["Ball", "L2", "LInfinity", "PGD", "fgsm"]
