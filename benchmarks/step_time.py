@@ -38,7 +38,7 @@ with quiet():
   from dat_tf import config as config_lib
   from dat_tf import training
   from dat_tf.cluster import Cluster
-  from dat_tf.data import records
+  from dat_tf.data import writing
   from dat_tf.models import make_model
   from dat_tf.monitoring import Progress
   from dat_tf.optimizers import make_optimizer
@@ -112,8 +112,8 @@ def trainer_loop(
   model: str, images: np.ndarray, labels: np.ndarray, batch: int, directory: str
 ) -> Callable[[int], float]:
   """Builds the trainer; what it returns takes so many steps and gives the seconds."""
-  records.write_shards(
-    map(records.image_example, (255 * images).astype(np.uint8), labels),
+  writing.write_shards(
+    map(writing.image_example, (255 * images).astype(np.uint8), labels),
     directory,
     "train",
     4,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 
 class UserError(Exception):
@@ -31,3 +32,8 @@ def exit_on_user_error(
       return 2
 
   return wrapped
+
+
+def one_line(error: Any) -> str:
+  """The message of a `tf.errors.OpError` without the names of its graph's nodes."""
+  return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.S).split())

@@ -16,7 +16,7 @@ from dat_tf import training
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import PGD, LInfinity
 from dat_tf.checkpointing import Checkpoints
-from dat_tf.data import records
+from dat_tf.data import writing
 from dat_tf.models import batch_norm, make_model
 from dat_tf.optimizers import LAMB
 from workers import run_workers
@@ -177,10 +177,10 @@ def _write(directory, name, sizes):
   rng = np.random.default_rng(len(sizes))
   for number, size in enumerate(sizes):
     examples = [
-      records.image_example(rng.integers(0, 256, size=(8, 8, 1), dtype="u1"), label)
+      writing.image_example(rng.integers(0, 256, size=(8, 8, 1), dtype="u1"), label)
       for label in rng.integers(0, 10, size=size)
     ]
-    records.write_shards(examples, directory, f"{name}{number}", 1)
+    writing.write_shards(examples, directory, f"{name}{number}", 1)
 
 
 class TwoWorkersTest(tf.test.TestCase):

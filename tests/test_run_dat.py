@@ -20,7 +20,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from dat_tf import config as config_lib
-from dat_tf.data import records
+from dat_tf.data import writing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRAIN, TEST, BATCH = 96, 41, 32  # 3 steps an epoch, and a last test batch of 9
@@ -40,9 +40,9 @@ def digits():
 
 def write_digits(folder):
   images, labels = digits()
-  examples = list(map(records.image_example, images, labels))
-  records.write_shards(examples[:TRAIN], folder, "train", 2)
-  records.write_shards(examples[TRAIN:], folder, "test", 3)
+  examples = list(map(writing.image_example, images, labels))
+  writing.write_shards(examples[:TRAIN], folder, "train", 2)
+  writing.write_shards(examples[TRAIN:], folder, "test", 3)
   return examples
 
 
@@ -299,7 +299,7 @@ class MistakesTest(ProgramTest):
     super().setUpClass()
     lacking = tf.train.Example.FromString(cls.examples[40])
     del lacking.features.feature["label"]
-    eleventh = records.image_example(digits()[0][5], 10)
+    eleventh = writing.image_example(digits()[0][5], 10)
     cls.bad = {
       "lacking": cls.write("lacking", 40, lacking.SerializeToString()),
       "label": cls.write("label", 5, eleventh),
@@ -328,7 +328,7 @@ class MistakesTest(ProgramTest):
     examples = cls.examples[:64]
     examples[number] = example
     folder = cls.folder / "bad"
-    return pathlib.Path(records.write_shards(examples, str(folder), name, 1)[0])
+    return pathlib.Path(writing.write_shards(examples, str(folder), name, 1)[0])
 
   def test_clean_training(self):
     run = self.runs["clean"]

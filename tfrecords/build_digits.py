@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from dat_tf.startup import quiet, run_script
 
 with quiet():
-  from dat_tf.data.records import image_example, write_shards
+  from dat_tf.data.writing import image_example, write_shards
 
 NUM_TEST = 360
 

@@ -26,7 +26,8 @@ from dat_tf.errors import UserError
 from dat_tf.startup import quiet, run_script
 
 with quiet():
-  from dat_tf.data.records import count_records, image_example, write_shards
+  from dat_tf.data.framing import count_records
+  from dat_tf.data.writing import image_example, write_shards
 
 SPLITS = {"train": "train", "test": "t10k"}
 

@@ -43,7 +43,8 @@ from typing import Callable, Optional
 
 import tensorflow as tf
 
-from dat_tf.data.records import RecordForm, count_records
+from dat_tf.data.framing import count_records
+from dat_tf.data.records import RecordForm
 from dat_tf.errors import UserError
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]

@@ -1,30 +1,20 @@
-"""TFRecord files of labelled images: their forms, and how they are read and written.
+"""TFRecord files of labelled images: their forms, and what may be wrong with them.
 
-A TFRecord file is a row of records, each framed as
-
-    length (uint64)  crc of length (uint32)  data (length bytes)  crc of data (uint32)
-
-with little-endian numbers and masked CRC-32C checksums. The data of each record is a
-serialized `tf.train.Example`, a dictionary of features. Whose names those are differs
-from writer to writer; `FORMS` lists the three forms that are read here. Records are
-numbered from 0 in their file, in messages too.
+A record is a serialized `tf.train.Example`, a dictionary of features. Whose names those
+are differs from writer to writer; `FORMS` lists the three forms that are read here.
+Records are numbered from 0 in their file, in messages too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import re
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Optional
 
-import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from dat_tf.errors import UserError
+from dat_tf.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +121,7 @@ def first_image_shape(path: str, form: RecordForm) -> tuple[int, ...]:
     image, _ = form.parse(serialized, channels=0)  # as many as are stored
   except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
     raise UserError(
-      f"{path}: record 0 (counted from 0) cannot be read ({_brief(error)}): write "
+      f"{path}: record 0 (counted from 0) cannot be read ({one_line(error)}): write "
       "the file again."
     ) from error
   return tuple(image.shape)
@@ -150,132 +140,6 @@ def match_files(patterns: str) -> list[str]:
       raise UserError(f"No file matches '{pattern.strip()}': mend the path or pattern.")
     files.update(matched)
   return sorted(files)
-
-
-def _crc32c_row(value: int) -> int:
-  for _ in range(8):
-    value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-  return value
-
-
-_CRC32C = tuple(_crc32c_row(value) for value in range(256))
-
-
-def _masked_crc32c(data: bytes) -> int:
-  """TFRecord's checksum: CRC-32C (Castagnoli), rotated by 15 bits, plus a number."""
-  crc = 0xFFFFFFFF
-  for byte in data:
-    crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
-  crc ^= 0xFFFFFFFF
-  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def count_records(path: str) -> int:
-  """Counts a file's records from their framing, without reading their data.
-
-  Raises:
-    UserError: A length's checksum is wrong, or the file ends within a record.
-  """
-  size = tf.io.gfile.stat(path).length
-  # GFile reaches object stores; a local file costs less without its buffer.
-  remote = "://" in path
-  with tf.io.gfile.GFile(path, "rb") if remote else open(path, "rb", 0) as file:
-    count, offset = 0, 0
-    while offset < size:
-      file.seek(offset)
-      header = file.read(12).ljust(12, b"\0")
-      length, checksum = struct.unpack("<QI", header)
-      offset += 12 + length + 4
-      if _masked_crc32c(header[:8]) != checksum or offset > size:
-        raise UserError(
-          f"{path}: record {count} (counted from 0) is cut off or has a corrupt "
-          "length; is this a whole, uncompressed TFRecord file? Write or copy it "
-          "again."
-        )
-      count += 1
-  return count
-
-
-def image_example(image: np.ndarray, label: int) -> bytes:
-  """A serialized record in our own form: bare pixels, so that no codec is needed.
-
-  Args:
-    image: uint8 [height, width, channels].
-    label: The class, counted from 0.
-  """
-  feature = {
-    "image/raw": tf.train.Feature(
-      bytes_list=tf.train.BytesList(value=[image.tobytes()])
-    ),
-    "image/shape": tf.train.Feature(int64_list=tf.train.Int64List(value=image.shape)),
-    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-  }
-  return tf.train.Example(
-    features=tf.train.Features(feature=feature)
-  ).SerializeToString(deterministic=True)
-
-
-def write_shards(
-  examples: Iterable[bytes], directory: str, name: str, num_shards: int
-) -> list[str]:
-  """Deals serialized records out to files NAME-00000-of-00004 and so on, in turn.
-
-  The files appear under their names only when all are complete. On any failure,
-  interruption included, what was written goes, and files already there stay.
-
-  Args:
-    examples: Serialized records, read once.
-    directory: Where the files go; made if need be.
-    name: The first part of the file names, for example "train".
-    num_shards: The number of files, at least 1. Shards of equal size need a multiple
-      of it.
-
-  Returns:
-    The files' paths, in order.
-
-  Raises:
-    UserError: `directory` already holds `name` split into another number of files,
-      which a pattern such as `train-*` would read as well.
-  """
-  paths = [
-    os.path.join(directory, f"{name}-{shard:05d}-of-{num_shards:05d}")
-    for shard in range(num_shards)
-  ]
-  five_digits = "[0-9]" * 5
-  present = tf.io.gfile.glob(
-    os.path.join(directory, f"{name}-{five_digits}-of-{five_digits}")
-  )
-  if stale := sorted(set(present) - set(paths)):
-    raise UserError(
-      f"{stale[0]} is there already, one of a set of other than {num_shards} files: "
-      "remove that set or write to another directory."
-    )
-  # The leading dot keeps them out of every pattern that begins with the name.
-  temporary = [
-    os.path.join(directory, f".{os.path.basename(path)}.{os.getpid()}")
-    for path in paths
-  ]
-  try:
-    tf.io.gfile.makedirs(directory)
-    with contextlib.ExitStack() as stack:
-      writers = [stack.enter_context(tf.io.TFRecordWriter(file)) for file in temporary]
-      for number, example in enumerate(examples):
-        writers[number % num_shards].write(example)
-    for file, path in zip(temporary, paths):
-      tf.io.gfile.rename(file, path, overwrite=True)
-  except tf.errors.OpError as error:
-    raise UserError(
-      f"{directory} cannot be written ({_brief(error)}): mend the path or make room."
-    ) from error
-  finally:
-    for leftover in filter(tf.io.gfile.exists, temporary):
-      tf.io.gfile.remove(leftover)
-  return paths
-
-
-def _brief(error: tf.errors.OpError) -> str:
-  """TensorFlow's message without the names of its graph's nodes, on one line."""
-  return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.S).split())
 
 
 # What reading a bad record raises. TensorFlow quotes a record that does not parse in
@@ -357,7 +221,7 @@ def _fault(
   except DecodeError:
     return "is not a tf.train.Example: write the file again."
   except tf.errors.InvalidArgumentError as error:
-    return f"cannot be read ({_brief(error)}): write the file again."
+    return f"cannot be read ({one_line(error)}): write the file again."
   if tuple(image.shape) != image_shape:
     return (
       f"holds an image of shape {tuple(image.shape)}, and the run expects "

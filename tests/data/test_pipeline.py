@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf.data import augment, pipeline, records
+from dat_tf.data import augment, pipeline, records, writing
 from dat_tf.errors import UserError
 
 SHAPE = (4, 5, 1)
@@ -45,7 +45,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
       with tf.io.TFRecordWriter(os.path.join(directory, f"part-{file}")) as writer:
         for record in range(size):
           label = (file + record) % CLASSES
-          writer.write(records.image_example(image_of(file, record), label))
+          writer.write(writing.image_example(image_of(file, record), label))
     return records.match_files(f"{directory}/part-*")
 
   def training(self, shard, epochs=(0, 1), batches=None, batch_size=4, **kwargs):

@@ -8,41 +8,7 @@ from absl.testing import parameterized
 
 from dat_tf.data import records
 from dat_tf.errors import UserError
-
-
-def example(**features) -> bytes:
-  """A serialized tf.train.Example; '__' in a name stands for '/'."""
-
-  def feature(value):
-    if isinstance(value, bytes):
-      return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=np.ravel(value)))
-
-  named = {name.replace("__", "/"): feature(value) for name, value in features.items()}
-  return tf.train.Example(features=tf.train.Features(feature=named)).SerializeToString()
-
-
-def write(path: str, serialized) -> str:
-  with tf.io.TFRecordWriter(path) as writer:
-    for record in serialized:
-      writer.write(record)
-  return path
-
-
-def read(path: str) -> list:
-  return list(tf.data.TFRecordDataset(path).as_numpy_iterator())
-
-
-def gradient_image(height=6, width=5, channels=3) -> np.ndarray:
-  """A smooth image, which JPEG keeps almost unchanged."""
-  rows, columns = np.mgrid[:height, :width]
-  image = 20 * rows + 10 * columns
-  return np.stack([image + 5 * c for c in range(channels)], -1).astype(np.uint8)
-
-
-def bare_pixels(label: int, image=None) -> bytes:
-  image = gradient_image() if image is None else image
-  return example(image__raw=image.tobytes(), image__shape=image.shape, label=label)
+from record_files import bare_pixels, example, flip_byte, gradient_image, write
 
 
 class FormsTest(tf.test.TestCase, parameterized.TestCase):
@@ -84,11 +50,6 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
     parsed, label = form.parse(tf.constant(serialized), 2)
     self.assertAllEqual(parsed, image)
     self.assertEqual(label, 5)
-
-  def test_image_example_writes_bare_pixels(self):
-    image = gradient_image(4, 7, 1)
-    written = tf.train.Example.FromString(records.image_example(image, 3))
-    self.assertEqual(written, tf.train.Example.FromString(bare_pixels(3, image)))
 
   @parameterized.parameters((None, 4), (0, 5), (1, 4))
   def test_first_label(self, first_label, expected):
@@ -142,76 +103,6 @@ class FilesTest(tf.test.TestCase, parameterized.TestCase):
     write(self.path("a"), [])
     with self.assertRaisesRegex(UserError, self.path("missing-")):
       records.match_files(f"{self.path('a')},{self.path('missing-*')}")
-
-  @parameterized.parameters(0, 1, 17)
-  def test_count_records(self, count):
-    path = write(self.path("a"), [b"x" * (37 * n) for n in range(count)])
-    self.assertEqual(records.count_records(path), count)
-
-  @parameterized.parameters(5, 14, 37)  # Within the head, the data, the last checksum.
-  def test_count_names_the_record_where_a_file_is_cut_off(self, kept):
-    path = write(self.path("a"), [b"x" * 24] * 4)  # 40 bytes each with their frames.
-    with open(path, "r+b") as file:
-      file.truncate(3 * 40 + kept)
-    with self.assertRaisesRegex(UserError, rf"{path}: record 3 \(counted from 0\)"):
-      records.count_records(path)
-
-  @parameterized.parameters(2, 9)  # In the length, in its checksum.
-  def test_count_names_the_record_with_a_corrupt_length(self, byte):
-    path = write(self.path("a"), [b"x" * 24] * 4)
-    flip_byte(path, 2 * 40 + byte)
-    with self.assertRaisesRegex(UserError, rf"{path}: record 2 \(counted from 0\)"):
-      records.count_records(path)
-
-  def test_write_shards_deals_all_out(self):
-    examples = [b"%d" % n for n in range(10)]
-    paths = records.write_shards(iter(examples), self.path("new/dir"), "train", 4)
-    self.assertEqual(
-      paths, [self.path(f"new/dir/train-0000{k}-of-00004") for k in range(4)]
-    )
-    self.assertEqual(records.match_files(self.path("new/dir/*")), paths)
-    shards = [read(path) for path in paths]
-    self.assertEqual([len(shard) for shard in shards], [3, 3, 2, 2])
-    self.assertCountEqual(sum(shards, []), examples)
-
-  def test_write_shards_replaces_its_own_files_only(self):
-    records.write_shards([b"old"], self.directory, "train", 1)
-    records.write_shards([b"other"], self.directory, "test", 1)
-    (path,) = records.write_shards([b"new"], self.directory, "train", 1)
-    self.assertEqual(read(path), [b"new"])
-    self.assertEqual(read(self.path("test-00000-of-00001")), [b"other"])
-
-  def test_failure_midway_leaves_the_old_files(self):
-    paths = records.write_shards([b"a", b"b", b"c"], self.directory, "train", 2)
-
-    def failing():
-      yield b"new"
-      yield b"new"
-      raise KeyboardInterrupt
-
-    with self.assertRaises(KeyboardInterrupt):
-      records.write_shards(failing(), self.directory, "train", 2)
-    self.assertEqual([read(path) for path in paths], [[b"a", b"c"], [b"b"]])
-    self.assertCountEqual(os.listdir(self.directory), map(os.path.basename, paths))
-
-  def test_write_shards_does_not_mix_two_sets(self):
-    records.write_shards([b"a", b"b"], self.directory, "train", 2)
-    with self.assertRaisesRegex(UserError, "train-00000-of-00002 is there already"):
-      records.write_shards([b"a", b"b"], self.directory, "train", 1)
-    self.assertLen(os.listdir(self.directory), 2)
-
-  def test_write_shards_says_where_it_cannot_write(self):
-    write(self.path("file"), [])
-    with self.assertRaisesRegex(UserError, self.path("file")):
-      records.write_shards([b"a"], self.path("file/below"), "train", 1)
-
-
-def flip_byte(path: str, offset: int) -> None:
-  with open(path, "r+b") as file:
-    file.seek(offset)
-    byte = file.read(1)[0]
-    file.seek(offset)
-    file.write(bytes([byte ^ 0xFF]))
 
 
 class ExplainTest(tf.test.TestCase, parameterized.TestCase):
