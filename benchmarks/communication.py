@@ -1,4 +1,4 @@
-"""The all-reduces against TensorFlow's own in float32, on networks of several rates.
+"""The all-reduces against TensorFlow's own, on networks of several rates.
 
     python benchmarks/communication.py --step --json=docs/results/communication.json
 
@@ -10,22 +10,25 @@ the slowest worker's, its bytes are the mean of what the workers' interfaces sen
 all had ended, headers and acknowledgements included; on loopback one interface counts
 for all workers and for other programs.
 
-A ratio is the median over the rounds of a method's figure over fp32's in the same
-round; all other figures are medians over the rounds. The parts encode, wire and decode
+TensorFlow's own float32 all-reduce sends the gradient in one piece; fp32 is ours, in
+packs. A ratio is the median over the rounds of a method's figure over TensorFlow's (or
+over fp32's, where that is said) in the same round; all other figures are medians over
+the rounds. The parts encode, wire and decode
 are what the all-reduce tells of itself, the mean over the workers. They overlap, so
 that they add up to more than the whole, and include waiting for a core or for others.
 
 With --step the training step is timed too, by the same rules: FGSM on PreActResNet-18,
 32 x 32 x 3, 4 images a worker.
 
-JSON keys, for each METHOD, which is fp32, fp16, or at N = 8, 4 and 2 bits Nbit
-(two-sided) or Nbit_one_sided, and for each RATE as --rates has it:
-  bytes_ratio_METHOD         bytes sent over fp32's, at the first rate
+JSON keys, for each METHOD, which is tensorflow, fp32, fp16, or at N = 8, 4 and 2 bits
+Nbit (two-sided) or Nbit_one_sided, and for each RATE as --rates has it:
+  bytes_ratio_METHOD         bytes sent over TensorFlow's, at the first rate
   megabytes_METHOD           10^6 bytes sent by a worker in a reduction, likewise
-  time_ratio_METHOD_RATE     time of a reduction over fp32's
+  time_ratio_METHOD_RATE     time of a reduction over TensorFlow's
+  over_fp32_METHOD_RATE      the same over fp32's
   milliseconds_METHOD_RATE   time of a reduction
   encode_METHOD_RATE, wire_METHOD_RATE, decode_METHOD_RATE   its parts, in milliseconds
-  step_ratio_METHOD_RATE     time of a training step over fp32's
+  step_ratio_METHOD_RATE     time of a training step over TensorFlow's
   step_milliseconds_METHOD_RATE   time of a training step
   network, workers           whose gradient, and M
 """
@@ -66,13 +69,24 @@ import common
 import network
 
 
+class TensorFlowAllReduce:
+  """The mean as tf.distribute takes it when nothing is asked of it."""
+
+  def __call__(
+    self, tensors: list[tf.Tensor], names: list[str], step: tf.Tensor
+  ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, list(tensors)), {}
+
+
 def quantized(bits: int, two_sided: bool) -> Callable[..., AllReduce]:
   return lambda options: QuantizedAllReduce(
     BucketQuantizer(bits), options, two_sided=two_sided
   )
 
 
-METHODS: dict[str, Callable[..., AllReduce]] = {
+METHODS: dict[str, Callable[..., Any]] = {
+  "tensorflow": lambda options: TensorFlowAllReduce(),
   "fp32": MeanAllReduce,
   "fp16": lambda options: MeanAllReduce(options, tf.float16),
   **{f"{bits}bit": quantized(bits, two_sided=True) for bits in (8, 4, 2)},
@@ -103,7 +117,7 @@ _METHODS = flags.DEFINE_multi_enum(
   "method",
   list(METHODS),
   list(METHODS),
-  "What is compared with fp32; may be given several times.",
+  "What is compared with TensorFlow and fp32; may be given several times.",
 )
 _BYTES_PER_PACK = flags.DEFINE_integer(
   "bytes_per_pack", 0, "Pack size; 0: each method's default.", lower_bound=0
@@ -200,8 +214,8 @@ def work(directory: str, rate: str) -> None:
 
 
 def methods() -> list[str]:
-  """Those that were asked for; fp32 is the first of them."""
-  return [name for name in METHODS if name == "fp32" or name in _METHODS.value]
+  """Those that are compared with, and those that were asked for."""
+  return [name for name in METHODS if name in ("tensorflow", "fp32", *_METHODS.value)]
 
 
 def measured(rate: str) -> np.ndarray:
@@ -231,6 +245,7 @@ def described(rate: str, values: np.ndarray) -> tuple[list[dict], dict[str, floa
   rows, figures = [], {}
   medians = np.median(values, axis=0)
   ratios = np.median(values[..., :2] / values[:, :, :1, :2], axis=0)
+  over_fp32 = np.median(values[..., 0] / values[:, :, 1:2, 0], axis=0)
   for index, method in enumerate(methods()):
     whole, sent, *parts = medians[0, index]
     time_ratio, bytes_ratio = ratios[0, index]
@@ -239,18 +254,19 @@ def described(rate: str, values: np.ndarray) -> tuple[list[dict], dict[str, floa
     figures[f"bytes_ratio_{method}"] = bytes_ratio
     figures[f"milliseconds_{here}"] = whole
     figures[f"time_ratio_{here}"] = time_ratio
+    figures[f"over_fp32_{here}"] = over_fp32[0, index]
     row = {"rate": rate, "M": _NUM_WORKERS.value, "method": method}
-    row.update({"MB sent": sent / 1e6, "MB / fp32": bytes_ratio, "ms": whole})
+    row.update({"MB sent": sent / 1e6, "MB / TF": bytes_ratio, "ms": whole})
     for name, part in zip(PARTS, parts):
       row[f"{name}, ms"] = part or None
       if part:
         figures[f"{name}_{here}"] = part
-    row["ms / fp32"] = time_ratio
+    row.update({"ms / TF": time_ratio, "ms / fp32": over_fp32[0, index]})
     if _STEP.value:
       step, ratio = medians[1, index, 0], ratios[1, index, 0]
       figures[f"step_milliseconds_{here}"] = step
       figures[f"step_ratio_{here}"] = ratio
-      row.update({"step, ms": step, "step / fp32": ratio})
+      row.update({"step, ms": step, "step / TF": ratio})
     rows.append(row)
   return rows, figures
 

@@ -18,6 +18,8 @@ import tensorflow as tf
 
 Figures = dict[str, tf.Tensor]
 
+_BYTES_PER_PACK = 4 * 2**20
+
 
 class AllReduce(Protocol):
   """What the training step asks of the network between the workers."""
@@ -81,12 +83,18 @@ class MeanAllReduce:
     """How to send.
 
     Args:
-      options: pack size in bytes, time-out in seconds, and ring or NCCL.
+      options: pack size in bytes (4 MiB if it is 0: while one pack is on its way, the
+        next is made and the last one used), time-out in seconds, and ring or NCCL.
       dtype: tf.float32, or tf.float16, which halves the bytes: tensors are rounded to
         11 significant bits, and sums beyond 65,504 overflow to infinity.
       full_precision: tensors that travel in float32 whatever `dtype` is.
     """
-    self._options = options or tf.distribute.experimental.CommunicationOptions()
+    options = options or tf.distribute.experimental.CommunicationOptions()
+    self._options = tf.distribute.experimental.CommunicationOptions(
+      options.bytes_per_pack or _BYTES_PER_PACK,
+      options.timeout_seconds,
+      options.implementation,
+    )
     self._dtype = dtype
     self._full_precision = full_precision or FullPrecision()
 

@@ -215,7 +215,7 @@ def define_flags(values: flags.FlagValues) -> None:
       "So do tensors in whose name this regular expression is found.")
   communication.integer(
       "bytes_per_pack", 0,
-      "Bytes of gradient that are reduced together; 0: all in fp32, else 16 MiB.",
+      "Bytes of gradient that are reduced together; 0: 4 MiB, or 16 MiB if quantized.",
       lower_bound=0)
   communication.number(
       "collective_timeout", 600.0,
