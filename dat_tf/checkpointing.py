@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from typing import Optional
 
@@ -104,11 +102,19 @@ def export(classifier: tf.keras.Model, directory: str) -> None:
   classifier.compile(
     loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   )
-  parent = os.path.dirname(os.path.abspath(directory))
-  with tempfile.TemporaryDirectory(dir=parent) as temporary:
-    new, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
+  gfile, new, old = tf.io.gfile, f"{directory}.new", f"{directory}.old"
+  _remove(new)
+  try:
     classifier.save(new, include_optimizer=False, save_format="tf")
-    if os.path.exists(directory):
-      os.rename(directory, old)
-    os.rename(new, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    if gfile.exists(directory):
+      _remove(old)
+      gfile.rename(directory, old)
+    gfile.rename(new, directory)
+    _remove(old)
+  finally:
+    _remove(new)
+
+
+def _remove(directory: str) -> None:
+  if tf.io.gfile.exists(directory):
+    tf.io.gfile.rmtree(directory)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dat_tf"
 
 # From low to high: a room may import those of its own line and of the lines before it.
 LAYERS = (
-  ("errors", "hashing", "startup"),
+  ("errors", "files", "hashing", "startup"),
   ("config", "cluster", "models", "optimizers", "checkpointing"),
   ("communication",),
   ("objectives",),
