@@ -12,7 +12,7 @@ model.fit(dataset, epochs=10)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 import tensorflow as tf
 
@@ -20,27 +20,17 @@ from dat_tf import hashing
 from dat_tf.communication import AllReduce, MeanAllReduce
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
-from dat_tf.objectives import AdversarialTraining, Objective, cross_entropy, hits
+from dat_tf.objectives import (
+  AdversarialTraining,
+  Batch,
+  Objective,
+  cross_entropy,
+  hits,
+)
 
 Attack = Callable[..., tf.Tensor]
 
 NON_FINITE = "The loss or its gradient is not finite at step"
-
-
-class Batch(NamedTuple):
-  """One replica's part of a batch of B examples.
-
-  Attributes:
-    images: float32 [B, H, W, C] in [0, 1].
-    labels: integer [B], or float [B, classes].
-    weights: float32 [B]; 0 marks padding.
-    keys: uint32 [B, 2], a random stream for each example.
-  """
-
-  images: tf.Tensor
-  labels: tf.Tensor
-  weights: tf.Tensor
-  keys: tf.Tensor
 
 
 class AdversarialModel(tf.keras.Model):
@@ -50,17 +40,19 @@ class AdversarialModel(tf.keras.Model):
   replica's images; take the gradient of its objective; average the gradients over all
   replicas; update, with a layer-wise adaptive learning rate if the optimizer has one.
 
-  Data is what `dat_tf.data` yields (dicts with image, label, weight, example_id and
-  epoch), or the usual `(images, labels)` or `(images, labels, weights)`. With example
-  ids the attack's random start depends on (seed, epoch, example_id) alone, so it is the
-  same on any number of workers; without, on the step and the place in the batch.
+  Data is what `dat_tf.data` yields (dicts with image, label, weight, example_id, epoch
+  and, where some have no true label, is_labeled), or the usual `(images, labels)` or
+  `(images, labels, weights)`. With example ids the attack's random start depends on
+  (seed, epoch, example_id) alone, so it is the same on any number of workers; without,
+  on the step and the place in the batch.
 
   Every example counts the same, on whichever worker it is: sums over examples, not
   means of workers' means, are reduced, and divided by the global sum of the weights.
 
   The optimizer is a `tf.keras.optimizers.legacy.Optimizer`, such as all those of
   `dat_tf.optimizers`. `compile` takes no loss and no metrics: `fit` and `evaluate`
-  report `loss`, `accuracy` (clean), `robust_accuracy` (under attack) and, in training,
+  report `loss`, `accuracy` (clean) and `robust_accuracy` (under attack), both on
+  labelled examples, and, in training,
   `gradient_norm` and what the all-reduce tells of itself, in evaluation, the
   `examples` counted. Every worker sees the same numbers, but for the all-reduce's.
 
@@ -105,7 +97,7 @@ class AdversarialModel(tf.keras.Model):
     # them through a collective of its own in every step.
     self.distribute_reduction_method = "first"
     self._totals = tf.Variable(
-      tf.zeros(4),
+      tf.zeros(5),
       trainable=False,
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
       name="totals",
@@ -118,31 +110,32 @@ class AdversarialModel(tf.keras.Model):
   def train_step(self, data: Any) -> dict[str, tf.Tensor]:
     """One step on this replica's data; returns the means over the epoch so far."""
     step = self.optimizer.iterations
-    images, labels, weights, keys = self._unpack(data, step)
+    batch = self._unpack(data, step)
     variables = self.classifier.trainable_variables
     with batch_norm.warmed_up_momentum(self.classifier, step):
-      adversarial = images
+      adversarial = batch.images
       if self.attack:
+        classifier = lambda x: self.classifier(x, training=self._attack_mode)  # noqa: E731
         adversarial = self.attack(
-          lambda x: self.classifier(x, training=self._attack_mode),
-          images,
-          labels,
-          keys,
+          classifier,
+          batch.images,
+          self.objective.attack_targets(classifier, batch),
+          batch.keys,
           self.objective.attack_loss,
         )
       with tf.GradientTape() as tape:
-        losses, clean_logits, adversarial_logits = self.objective(
-          self.classifier, images, tf.stop_gradient(adversarial), labels
+        evaluated = self.objective(
+          self.classifier, batch, tf.stop_gradient(adversarial)
         )
-        loss = tf.reduce_sum(weights * losses)
+        loss = tf.reduce_sum(batch.weights * evaluated.losses)
         if self.classifier.losses:  # the layers' own regularisers
-          loss += tf.reduce_sum(weights) * tf.add_n(self.classifier.losses)
+          loss += tf.reduce_sum(batch.weights) * tf.add_n(self.classifier.losses)
     # Per image of a full batch: sums over large ones would overflow in 16 bits.
-    size = float(images.shape[0] or 1)
+    size = float(batch.images.shape[0] or 1)
     gradients = tape.gradient(
       loss, variables, tf.constant(1.0 / size), unconnected_gradients="zero"
     )
-    figures = _figures(weights, loss, labels, clean_logits, adversarial_logits)
+    figures = _figures(batch, loss, *evaluated[1:])
     # The figures travel with the gradients.
     names = [variable.name for variable in variables]
     (*gradients, figures), sending = self.all_reduce(
@@ -158,16 +151,19 @@ class AdversarialModel(tf.keras.Model):
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
     """Clean and attacked accuracy; returns the means over all replicas so far."""
-    images, labels, weights, keys = self._unpack(data, step=0)
+    batch = self._unpack(data, step=0)
     classifier = lambda x: self.classifier(x, training=False)  # noqa: E731
-    adversarial = images
+    adversarial = batch.images
     if self.evaluation_attack:
-      adversarial = self.evaluation_attack(classifier, images, labels, keys)
-    clean_logits, adversarial_logits = classifier(images), classifier(adversarial)
-    loss = tf.reduce_sum(weights * cross_entropy(adversarial_logits, labels))
+      adversarial = self.evaluation_attack(
+        classifier, batch.images, batch.labels, batch.keys
+      )
+    clean_logits, adversarial_logits = classifier(batch.images), classifier(adversarial)
+    losses = cross_entropy(adversarial_logits, batch.labels)
+    loss = tf.reduce_sum(batch.weights * losses)
     figures = tf.distribute.get_replica_context().all_reduce(
       tf.distribute.ReduceOp.SUM,
-      _figures(weights, loss, labels, clean_logits, adversarial_logits),
+      _figures(batch, loss, clean_logits, adversarial_logits),
     )
     return {**self._add(figures, self.evaluation_attack), "examples": self._totals[0]}
 
@@ -208,19 +204,22 @@ class AdversarialModel(tf.keras.Model):
   def reset_metrics(self) -> None:
     """Keras calls this before each epoch and each evaluation."""
     super().reset_metrics()
-    self._totals.assign(tf.zeros(4))
+    self._totals.assign(tf.zeros(5))
 
   def _add(self, figures: tf.Tensor, attack: Optional[Attack]) -> dict[str, tf.Tensor]:
     """Adds a batch's `_figures` to the epoch's; returns the epoch's means."""
     totals = self._totals.assign_add(figures)
-    means = tf.math.divide_no_nan(totals, totals[0])
-    logs = {"loss": means[1], "accuracy": means[2]}
-    return {**logs, "robust_accuracy": means[3]} if attack else logs
+    weight, loss, labeled, *hits = tf.unstack(totals)
+    accuracy, robust_accuracy = (tf.math.divide_no_nan(x, labeled) for x in hits)
+    logs = {"loss": tf.math.divide_no_nan(loss, weight), "accuracy": accuracy}
+    return {**logs, "robust_accuracy": robust_accuracy} if attack else logs
 
   def _unpack(self, data: Any, step: tf.Tensor) -> Batch:
     if isinstance(data, dict):
       keys = hashing.stream_keys(self._seed, data["epoch"], data["example_id"])
-      return Batch(data["image"], data["label"], data["weight"], keys)
+      weights = data["weight"]
+      is_labeled = data.get("is_labeled", tf.ones_like(weights))
+      return Batch(data["image"], data["label"], weights, keys, is_labeled)
     images, labels, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
     images = _checked_images(images)
     if (
@@ -231,23 +230,24 @@ class AdversarialModel(tf.keras.Model):
     weights = tf.ones(size) if weights is None else tf.cast(weights, tf.float32)
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group
     keys = hashing.stream_keys(self._seed, step, replica, tf.range(size))
-    return Batch(images, labels, weights, keys)
+    return Batch(images, labels, weights, keys, is_labeled=tf.ones_like(weights))
 
 
 def _figures(
-  weights: tf.Tensor,
+  batch: Batch,
   loss: tf.Tensor,
-  labels: tf.Tensor,
   clean_logits: tf.Tensor,
   adversarial_logits: tf.Tensor,
 ) -> tf.Tensor:
-  """[4]: sums over a batch of weight, loss, clean hits and robust hits."""
+  """[5]: sums over a batch of weight, loss, labelled weight, clean and robust hits."""
+  labeled = batch.weights * batch.is_labeled
   return tf.stack(
     [
-      tf.reduce_sum(weights),
+      tf.reduce_sum(batch.weights),
       loss,
-      tf.reduce_sum(weights * hits(clean_logits, labels)),
-      tf.reduce_sum(weights * hits(adversarial_logits, labels)),
+      tf.reduce_sum(labeled),
+      tf.reduce_sum(labeled * hits(clean_logits, batch.labels)),
+      tf.reduce_sum(labeled * hits(adversarial_logits, batch.labels)),
     ]
   )
 

@@ -13,6 +13,7 @@ from absl import flags
 
 from dat_tf import config as config_lib
 from dat_tf.config import definitions
+from dat_tf.objectives import Batch
 from workers import run_workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -47,8 +48,9 @@ def _run_examples():
   images, labels = tf.constant(names["images"]), tf.constant(names["labels"])
   classifier = _network()
   brighter, darker = lambda f, x, *rest: x + 0.1, lambda f, x, *rest: x - 0.1
+  batch = Batch(images, labels, weights=None, keys=None, is_labeled=None)
   worse = names["WorseOf"](brighter, darker)(classifier, images, labels, keys=None)
-  pairing = names["LogitPairing"]()(classifier, images, images[::-1], labels)
+  pairing = names["LogitPairing"]()(classifier, batch, images[::-1])
   return {
     "runs": runs,
     "labels": names["labels"],

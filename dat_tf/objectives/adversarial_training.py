@@ -7,11 +7,11 @@ import dataclasses
 import tensorflow as tf
 
 from dat_tf.objectives.losses import cross_entropy
-from dat_tf.objectives.objective import Classifier, Evaluated
+from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class AdversarialTraining:
+class AdversarialTraining(Objective):
   """lambda * l(x, y) + l(x + delta, y), l the cross-entropy.
 
   The attacker maximises l(x + delta, y). The objective of Zhang et
@@ -27,27 +27,17 @@ class AdversarialTraining:
 
   clean_weight: float = 1.0
 
-  def attack_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """phi: what the attacker maximises, [B]."""
-    return cross_entropy(logits, labels)
-
   def __call__(
-    self,
-    classifier: Classifier,
-    images: tf.Tensor,
-    adversarial: tf.Tensor,
-    labels: tf.Tensor,
+    self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
   ) -> Evaluated:
-    """The losses of a batch; arguments as in `Objective`."""
     if self.clean_weight == 0:
       adversarial_logits = classifier(adversarial, training=True)
       # Only to be shown: it neither costs a gradient nor touches the statistics.
-      clean_logits = tf.stop_gradient(classifier(images, training=False))
-      losses = cross_entropy(adversarial_logits, labels)
+      clean_logits = tf.stop_gradient(classifier(batch.images, training=False))
+      losses = cross_entropy(adversarial_logits, batch.labels)
     else:
-      logits = classifier(tf.concat([images, adversarial], axis=0), training=True)
+      logits = classifier(tf.concat([batch.images, adversarial], axis=0), training=True)
       clean_logits, adversarial_logits = tf.split(logits, 2, axis=0)
-      losses = self.clean_weight * cross_entropy(clean_logits, labels) + cross_entropy(
-        adversarial_logits, labels
-      )
+      losses = self.clean_weight * cross_entropy(clean_logits, batch.labels)
+      losses += cross_entropy(adversarial_logits, batch.labels)
     return Evaluated(losses, clean_logits, adversarial_logits)

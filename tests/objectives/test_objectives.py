@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
-from dat_tf.objectives import AdversarialTraining, cross_entropy, hits
+from dat_tf.objectives import (
+  AdversarialTraining,
+  Batch,
+  SemiSupervised,
+  cross_entropy,
+  hits,
+)
 
 
 def numpy_cross_entropy(logits, probabilities):
@@ -22,6 +29,8 @@ class ObjectivesTest(tf.test.TestCase):
     self.images, self.adversarial = rng.uniform(size=(2, 5, 2, 2, 3)).astype("f4")
     self.labels = rng.integers(0, 3, size=5)
     self.modes = []
+    ones = tf.ones(5)
+    self.batch = Batch(self.images, tf.constant(self.labels), ones, None, ones)
 
   def classifier(self, images, training):
     self.modes.append((len(images), training))
@@ -46,7 +55,7 @@ class ObjectivesTest(tf.test.TestCase):
 
   def test_clean_and_adversarial_loss_in_one_pass(self):
     objective = AdversarialTraining(clean_weight=0.5)
-    result = objective(self.classifier, self.images, self.adversarial, self.labels)
+    result = objective(self.classifier, self.batch, self.adversarial)
     clean, adversarial = self.logits(self.images), self.logits(self.adversarial)
     rows = np.eye(3)[self.labels]
     expected = 0.5 * numpy_cross_entropy(clean, rows) + numpy_cross_entropy(
@@ -59,10 +68,102 @@ class ObjectivesTest(tf.test.TestCase):
 
   def test_without_clean_weight_only_adversarial_images_train(self):
     objective = AdversarialTraining(clean_weight=0)
-    result = objective(self.classifier, self.images, self.adversarial, self.labels)
+    result = objective(self.classifier, self.batch, self.adversarial)
     expected = numpy_cross_entropy(
       self.logits(self.adversarial), np.eye(3)[self.labels]
     )
     self.assertAllClose(result.losses, expected)
     self.assertAllClose(result.clean_logits, self.logits(self.images))
     self.assertEqual(self.modes, [(5, True), (5, False)])
+
+
+def softmax(logits):
+  powers = np.exp(logits.astype("f8"))
+  return powers / powers.sum(axis=1, keepdims=True)
+
+
+class SemiSupervisedTest(tf.test.TestCase, parameterized.TestCase):
+  """Rows 0 and 1 have labels, 2 and 3 pseudo-labels, 4 and 5 none."""
+
+  LABELS = np.array([2, 0, 1, 2, -1, -1])
+  IS_LABELED = np.array([1, 1, 0, 0, 0, 0], "f4")
+
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.kernel = rng.normal(size=(12, 3)).astype("f4")
+    self.images, self.adversarial = rng.uniform(size=(2, 6, 2, 2, 3)).astype("f4")
+    rows = np.eye(4)[self.LABELS][:, :3]  # -1 is the fourth
+    self.rows = rows.astype("f4")
+
+  def classifier(self, images, training=False):
+    del training
+    return tf.reshape(images, [-1, 12]) @ self.kernel
+
+  def logits(self, images):
+    return np.reshape(images, [-1, 12]).astype("f8") @ self.kernel
+
+  def batch(self, labels):
+    ones = tf.ones(6)
+    return Batch(
+      self.images, tf.constant(labels), ones, None, tf.constant(self.IS_LABELED)
+    )
+
+  def expected(self, objective, i):
+    """The loss of one example, by the equations."""
+    clean, adversarial = self.logits(self.images), self.logits(self.adversarial)
+    log_p, log_q = np.log(softmax(clean))[i], np.log(softmax(adversarial))[i]
+    if self.IS_LABELED[i]:
+      y = self.LABELS[i]
+      return -objective.clean_weight * log_p[y] - log_q[y]
+    loss = 0.0
+    if objective.pseudo_labels and self.LABELS[i] >= 0:
+      z = np.full(3, objective.label_smoothing / 3)
+      z[self.LABELS[i]] += 1 - objective.label_smoothing
+      loss -= objective.clean_weight * z @ log_p + z @ log_q
+    if objective.consistency:
+      loss += np.exp(log_p) @ (log_p - log_q)
+    return objective.unlabeled_weight * loss
+
+  @parameterized.product(
+    pseudo_labels=[True, False], consistency=[True, False], soft=[True, False]
+  )
+  def test_each_example_has_its_loss(self, pseudo_labels, consistency, soft):
+    objective = SemiSupervised(0.5, 0.3, pseudo_labels, consistency, 0.15)
+    batch = self.batch(self.rows if soft else self.LABELS)
+    losses, clean, adversarial = objective(self.classifier, batch, self.adversarial)
+    expected = [self.expected(objective, i) for i in range(6)]
+    self.assertAllClose(losses, expected, rtol=1e-5, atol=1e-6)
+    self.assertAllClose(clean, self.logits(self.images), rtol=1e-5)
+    self.assertAllClose(adversarial, self.logits(self.adversarial), rtol=1e-5)
+
+  @parameterized.product(pseudo_labels=[True, False], consistency=[True, False])
+  def test_the_attacker_climbs_the_adversarial_part(self, pseudo_labels, consistency):
+    objective = SemiSupervised(0.0, 1.0, pseudo_labels, consistency)
+    batch = self.batch(self.LABELS)
+    adversarial = tf.constant(self.adversarial)
+    targets = objective.attack_targets(self.classifier, batch)
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch(adversarial)
+      inner = objective.attack_loss(self.classifier(adversarial), targets)
+      outer = objective(self.classifier, batch, adversarial).losses
+    inner, outer = (tape.gradient(loss, adversarial) for loss in (inner, outer))
+    self.assertAllClose(inner, outer, rtol=1e-5, atol=1e-6)
+    self.assertNotAllClose(inner[0], tf.zeros_like(inner[0]))
+
+  def test_no_gradient_flows_through_the_consistency_target(self):
+    objective = SemiSupervised(0.0, 1.0, pseudo_labels=False, consistency=True)
+    images = tf.constant(self.images)
+    with tf.GradientTape() as tape:
+      tape.watch(images)
+      batch = self.batch(self.LABELS)._replace(images=images)
+      losses = objective(self.classifier, batch, self.adversarial).losses[4:]
+    self.assertAllEqual(tape.gradient(losses, images), tf.zeros_like(images))
+
+  def test_a_labelled_batch_trains_as_adversarial_training(self):
+    batch = self.batch(np.abs(self.LABELS))._replace(is_labeled=tf.ones(6))
+    mine, theirs = (
+      objective(self.classifier, batch, self.adversarial).losses
+      for objective in (SemiSupervised(0.7), AdversarialTraining(0.7))
+    )
+    self.assertAllClose(mine, theirs)
