@@ -13,6 +13,8 @@ VERSION = re.search(
   re.MULTILINE,
 ).group(1)
 
+BEAM = ["apache-beam>=2.60,<3"]
+
 # What `make quickstart` needs beyond the package: the digits come with scikit-learn.
 QUICKSTART = ["scikit-learn>=1.2,<2", "tabulate>=0.9,<1"]
 
@@ -29,6 +31,7 @@ setup(
     "absl-py>=1.4,<3",
     "matplotlib>=3.7,<4",
     "numpy>=1.23,<2",
+    "pillow>=9,<13",
     # TensorBoard 2.15 imports pkg_resources, which setuptools 82 dropped.
     "setuptools<81",
     "tensorflow>=2.15,<2.16",
@@ -41,8 +44,10 @@ setup(
   ],
   extras_require={
     "quickstart": QUICKSTART,
-    "test": [*QUICKSTART, "mypy>=1.15,<3", "pytest>=8,<10", "ruff>=0.17,<0.18"],
+    "test": [*QUICKSTART, *BEAM, "mypy>=1.15,<3", "pytest>=8,<10", "ruff>=0.17,<0.18"],
     "report": ["matplotlib>=3.7,<4"],
+    # Converts data sets on many machines: tfrecords/build_*.py --runner.
+    "beam": BEAM,
     "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
   },
 )
