@@ -8,6 +8,10 @@ compressed by gzip or not: train-images-idx3-ubyte, train-labels-idx1-ubyte,
 t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte. (Debian's package
 dataset-fashion-mnist puts them under share/datasets/fashion-mnist.) Without --source
 they come from TensorFlow Datasets, which downloads them.
+
+With --num_labeled=4000 the training images are split for semi-supervised training: that
+many, every class in the same proportion, drawn by --seed, go to DIR/labeled-*, and the
+rest to DIR/unlabeled-*, without their labels; there is no DIR/train-* then.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import gzip
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 import numpy as np
@@ -27,6 +31,8 @@ from dat_tf.startup import quiet, run_script
 
 with quiet():
   from dat_tf.data.framing import count_records
+  from dat_tf.data.items import stratified_sample
+  from dat_tf.data.published import images_from_tfds
   from dat_tf.data.writing import image_example, write_shards
 
 SPLITS = {"train": "train", "test": "t10k"}
@@ -39,6 +45,12 @@ _SOURCE = flags.DEFINE_string(
 )
 _NUM_SHARDS = flags.DEFINE_integer(
   "num_shards", 4, "Files for each of train and test, at least 1.", lower_bound=1
+)
+_NUM_LABELED = flags.DEFINE_integer(
+  "num_labeled", None, "Training images that keep their labels.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer(
+  "seed", 0, "Seed of the draw of --num_labeled.", lower_bound=0
 )
 
 
@@ -94,27 +106,45 @@ def images_from_idx(directory: str, split: str) -> Iterator[tuple[np.ndarray, in
   return zip(images[..., np.newaxis], labels.tolist())
 
 
-def images_from_tfds(split: str) -> Iterator[tuple[np.ndarray, int]]:
-  """Images (uint8 [28, 28, 1]) with their labels."""
-  try:
-    import tensorflow_datasets as tfds
+# An image and its label, or None.
+Labeled = tuple[np.ndarray, Optional[int]]
 
-    dataset = tfds.load("fashion_mnist", split=split, as_supervised=True)
-  except Exception as error:  # TFDS passes on whatever a download can raise.
+
+def withhold_labels(
+  images: Sequence[Labeled], num_labeled: int, seed: int
+) -> dict[str, list[Labeled]]:
+  """Splits images under "labeled" and "unlabeled"; the latter have None for a label."""
+  if num_labeled >= len(images):
     raise UserError(
-      f"TensorFlow Datasets gave no Fashion-MNIST ({type(error).__name__}): install "
-      "it (pip install tensorflow-datasets) and go online, or set --source to a "
-      "directory with the four IDX files."
-    ) from error
-  return dataset.as_numpy_iterator()
+      f"--num_labeled={num_labeled} leaves none of {len(images)} training images "
+      "without a label: lower it."
+    )
+  labels = np.array([label for _, label in images])
+  kept = set(stratified_sample(labels, num_labeled, seed).tolist())
+  return {
+    "labeled": [images[n] for n in sorted(kept)],
+    "unlabeled": [
+      (image, None) for n, (image, _) in enumerate(images) if n not in kept
+    ],
+  }
 
 
-def build(source: Optional[str], output_dir: str, num_shards: int) -> None:
-  """Writes both splits, after all that can be wrong with the source was looked at."""
-  splits = {
-    split: images_from_idx(source, split) if source else images_from_tfds(split)
+def build(
+  source: Optional[str],
+  output_dir: str,
+  num_shards: int,
+  num_labeled: Optional[int] = None,
+  seed: int = 0,
+) -> None:
+  """Writes all splits, after all that can be wrong with the source was looked at."""
+  splits: dict[str, Iterable[Labeled]] = {
+    split: images_from_idx(source, split)
+    if source
+    else images_from_tfds("fashion_mnist", split, "a directory with the four IDX files")
     for split in SPLITS
   }
+  if num_labeled is not None:
+    splits |= withhold_labels(list(splits.pop("train")), num_labeled, seed)
   for split, images in splits.items():
     examples = (image_example(image, label) for image, label in images)
     paths = write_shards(examples, output_dir, split, num_shards)
@@ -123,7 +153,13 @@ def build(source: Optional[str], output_dir: str, num_shards: int) -> None:
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  build(_SOURCE.value, _OUTPUT_DIR.value, _NUM_SHARDS.value)
+  build(
+    _SOURCE.value,
+    _OUTPUT_DIR.value,
+    _NUM_SHARDS.value,
+    _NUM_LABELED.value,
+    _SEED.value,
+  )
 
 
 if __name__ == "__main__":

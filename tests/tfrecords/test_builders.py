@@ -1,11 +1,9 @@
-"""The builders, on scikit-learn's digits and on small archives made here."""
+"""The builders of small sets, on scikit-learn's digits and on small archives."""
 
 import gzip
-import importlib.util
 import os
 import pathlib
 import struct
-import subprocess
 import sys
 import types
 from unittest import mock
@@ -13,55 +11,13 @@ from unittest import mock
 import numpy as np
 import sklearn.datasets
 import tensorflow as tf
-from absl import flags
 from absl.testing import parameterized
 
+from builders import load, read, run
 from dat_tf.errors import UserError
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def load(name: str) -> types.ModuleType:
-  """A builder as a module.
-
-  Builders are programs of their own and name their flags alike, so the flags of one
-  are taken out before the next is loaded.
-  """
-  path = ROOT / "tfrecords" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  before = set(flags.FLAGS)
-  spec.loader.exec_module(module)
-  for flag in set(flags.FLAGS) - before:
-    delattr(flags.FLAGS, flag)
-  return module
-
 
 build_digits = load("build_digits")
 build_fashion_mnist = load("build_fashion_mnist")
-
-
-def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, f"tfrecords/{name}.py", *arguments],
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
-def read(directory: str, split: str) -> tuple:
-  """All images and labels of a split, by feature names."""
-  images, labels = [], []
-  for path in sorted(pathlib.Path(directory).glob(f"{split}-*")):
-    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-      feature = tf.train.Example.FromString(record).features.feature
-      pixels = np.frombuffer(feature["image/raw"].bytes_list.value[0], np.uint8)
-      images.append(pixels.reshape(feature["image/shape"].int64_list.value))
-      labels.extend(feature["label"].int64_list.value)
-  return np.stack(images), np.array(labels)
 
 
 class DigitsTest(tf.test.TestCase):
@@ -123,12 +79,12 @@ class FashionMnistTest(tf.test.TestCase, parameterized.TestCase):
       self.files[f"{prefix}-images-idx3-ubyte"] = idx(images)
       self.files[f"{prefix}-labels-idx1-ubyte"] = idx(labels)
 
-  def build(self, compress=False):
+  def build(self, compress=False, **options):
     for name, content in self.files.items():
       path = os.path.join(self.source, name)
       with gzip.open(f"{path}.gz", "wb") if compress else open(path, "wb") as file:
         file.write(content)
-    build_fashion_mnist.build(self.source, self.output, 2)
+    build_fashion_mnist.build(self.source, self.output, 2, **options)
 
   def assert_written(self):
     for split, (images, labels) in self.splits.items():
@@ -147,9 +103,45 @@ class FashionMnistTest(tf.test.TestCase, parameterized.TestCase):
     self.build(compress)
     self.assert_written()
 
-  def assert_refused(self, pattern, compress=False):
+  def test_labels_withheld(self):
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.array([7, 2, 5], np.uint8), [40, 20, 20])
+    images = rng.integers(0, 256, (80, 4, 5), np.uint8)
+    self.files["train-images-idx3-ubyte"] = idx(images)
+    self.files["train-labels-idx1-ubyte"] = idx(labels)
+    by_image = {image.tobytes(): label for image, label in zip(images, labels)}
+    drawn = []
+    for seed in (0, 0, 1):
+      self.output += "_"
+      self.build(num_labeled=8, seed=seed)
+      self.assertCountEqual(
+        os.listdir(self.output),
+        [
+          f"{s}-0000{k}-of-00002"
+          for s in ("labeled", "unlabeled", "test")
+          for k in (0, 1)
+        ],
+      )
+      labeled, its_labels = read(self.output, "labeled")
+      unlabeled, no_labels = read(self.output, "unlabeled")
+      # Every class keeps its share.
+      self.assertAllEqual(np.bincount(its_labels), [0, 0, 2, 0, 0, 2, 0, 4])
+      for image, label in zip(labeled, its_labels):
+        self.assertEqual(by_image[image.tobytes()], label)
+      self.assertAllEqual(no_labels, [-1] * 72)  # the feature is absent
+      together = [image.tobytes() for image in (*labeled, *unlabeled)]
+      self.assertCountEqual(together, by_image)
+      self.assertAllEqual(read(self.output, "test")[0].shape, (3, 4, 5, 1))
+      drawn.append({image.tobytes() for image in labeled})
+    self.assertEqual(drawn[0], drawn[1])
+    self.assertNotEqual(drawn[0], drawn[2])
+
+  def test_nothing_left_to_withhold(self):
+    self.assert_refused("--num_labeled=7 leaves none of 7", num_labeled=7)
+
+  def assert_refused(self, pattern, compress=False, **options):
     with self.assertRaisesRegex(UserError, pattern):
-      self.build(compress)
+      self.build(compress, **options)
     self.assertFalse(os.path.exists(self.output))
 
   def test_missing_file(self):

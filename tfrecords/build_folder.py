@@ -1,0 +1,151 @@
+"""Writes a folder of images, one folder a class, as TFRecords.
+
+    python tfrecords/build_folder.py --source=DIR --output_dir=DIR
+
+If the source holds folders train and val (or validation, or test), each with
+CLASS/IMAGE below it, they become train-* and validation-* or test-*. Otherwise the
+source itself holds CLASS/IMAGE, and --test_fraction of every class, drawn by --seed,
+becomes test-*. Classes are the folders' names in sorted order, written to classes.txt.
+
+Records are in the canonical ImageNet form, with labels from 1 and the class's name in
+image/class/text. Files with an image's extension (.jpg .jpeg .jpe .jfif .png .gif .bmp
+.webp .tif .tiff) are read; each is decoded once, to be sure that it can be. JPEG and
+PNG stay as they are, but JPEGs in CMYK become RGB; other formats become PNG. All cores
+work, each with one file's images in memory. After an interruption the same command goes
+on with the first file that is not complete.
+
+--runner=NAME writes the files as an Apache Beam pipeline instead; flags for Beam follow
+after `--`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from dat_tf.errors import UserError
+from dat_tf.startup import quiet, run_script
+
+with quiet():
+  import tensorflow as tf
+
+  from dat_tf.data import beam, writing
+  from dat_tf.data.conversion import convert, encoded_record
+  from dat_tf.data.items import Item, list_folders, list_images, stratified_sample
+
+# What a source's folder is called, and what its files will be.
+SPLITS = {
+  "train": "train",
+  "val": "validation",
+  "validation": "validation",
+  "test": "test",
+}
+
+_SOURCE = flags.DEFINE_string(
+  "source", None, "Directory of CLASS/IMAGE, or of SPLIT/CLASS/IMAGE.", required=True
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+  "output_dir", None, "Directory that the TFRecord files go to.", required=True
+)
+_TEST_FRACTION = flags.DEFINE_float(
+  "test_fraction",
+  0.1,
+  "The part of every class that becomes test-*, if the source is not split; 0 to 1.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+_NUM_SHARDS = flags.DEFINE_integer(
+  "num_shards", 16, "Files for each split, at least 1.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer(
+  "seed", 0, "Seed of the shuffling and of the test images' draw.", lower_bound=0
+)
+_RUNNER = flags.DEFINE_string(
+  "runner", None, "Apache Beam's runner that is to write the files, if any."
+)
+
+
+def list_classes(source: str, classes: Sequence[str]) -> list[Item]:
+  """Lists CLASS/IMAGE, with the classes' numbers as labels.
+
+  Raises:
+    UserError: A class has no image.
+  """
+  items = []
+  for label, name in enumerate(classes):
+    folder = os.path.join(source, name)
+    if not (found := list_images(folder, source, label)):
+      raise UserError(
+        f"{folder} holds no image: put the class's images straight into it, or remove "
+        "the folder."
+      )
+    items += found
+  return items
+
+
+def list_splits(
+  source: str, test_fraction: float, seed: int
+) -> tuple[list[str], dict[str, list[Item]]]:
+  """The classes, and the images of each split.
+
+  Raises:
+    UserError: There are no classes, a class has no image, or splits differ in classes.
+  """
+  folders = list_folders(source)
+  splits = [name for name in folders if name in SPLITS]
+  if "train" in splits and len(splits) > 1:
+    if len({SPLITS[name] for name in splits}) < len(splits):
+      raise UserError(f"{source} holds both val and validation: remove one of them.")
+    classes = list_folders(os.path.join(source, "train"))
+    for name in splits:
+      found = list_folders(os.path.join(source, name))
+      if differing := sorted(set(found) ^ set(classes)):
+        raise UserError(
+          f"{source}: the class {differing[0]} is in one of train and {name} only: "
+          "give all splits the same folders."
+        )
+    if classes:
+      return classes, {
+        SPLITS[name]: list_classes(os.path.join(source, name), classes)
+        for name in splits
+      }
+  elif folders:
+    items = list_classes(source, folders)
+    labels = np.array([item.label for item in items])
+    count = round(test_fraction * len(items))
+    in_test = np.isin(
+      np.arange(len(items)), stratified_sample(labels, count, seed)
+    ).tolist()
+    drawn = {
+      "train": [item for item, test in zip(items, in_test) if not test],
+      "test": [item for item, test in zip(items, in_test) if test],
+    }
+    return folders, {split: found for split, found in drawn.items() if found}
+  raise UserError(f"{source} holds no folders CLASS with images: mend --source.")
+
+
+def main(argv: Sequence[str]) -> None:
+  write = beam.writer(_RUNNER.value, argv[1:])
+  output, seed = _OUTPUT_DIR.value, _SEED.value
+  classes, splits = list_splits(_SOURCE.value, _TEST_FRACTION.value, seed)
+  make_record = functools.partial(encoded_record, class_names=classes)
+  settings = {"classes": len(classes)}
+  for split, items in splits.items():
+    print(
+      convert(
+        items, make_record, output, split, _NUM_SHARDS.value, seed, settings, write
+      )
+    )
+  path = os.path.join(output, "classes.txt")
+  with writing.explain_failed_writing(output), writing.complete_file(path) as temporary:
+    with tf.io.gfile.GFile(temporary, "w") as file:
+      file.write("".join(f"{name}\n" for name in classes))
+  print(f"{path}: {len(classes):,} classes")
+
+
+if __name__ == "__main__":
+  run_script(main)
