@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,10 @@ def run_script(main: Callable[[Sequence[str]], Optional[int]]) -> None:
       arguments = flags.FLAGS(argv)
     except flags.Error as error:
       raise UserError(str(error)) from None
-    return main(arguments)
+    try:
+      return main(arguments)
+    except KeyboardInterrupt:
+      print("Interrupted.", file=sys.stderr)
+      return 128 + signal.SIGINT
 
   sys.exit(parse_and_run(sys.argv))

@@ -99,7 +99,7 @@ class ScriptTest(unittest.TestCase):
       from absl import flags
       from dat_tf.errors import UserError
       from dat_tf.startup import quiet, run_script
-      end = flags.DEFINE_enum("end", "none", ["none", "code", "user", "bug"], "How.")
+      end = flags.DEFINE_enum("end", "none", ["none", "code", "user", "bug", "key"], "How.")
       number = flags.DEFINE_integer("number", None, "At least 1.", lower_bound=1,
                                     required=True)
       def main(argv):
@@ -109,6 +109,8 @@ class ScriptTest(unittest.TestCase):
             raise UserError("The file\\n  is empty: fill it.")
           if end.value == "bug":
             raise RuntimeError("a defect")
+          if end.value == "key":
+            raise KeyboardInterrupt
         print(argv[1:], number.value)
         return 3 if end.value == "code" else None
       run_script(main)
@@ -155,6 +157,11 @@ class ScriptTest(unittest.TestCase):
     self.assertEqual(done.returncode, 1)
     self.assertIn("Traceback", done.stderr)
     self.assertIn("RuntimeError: a defect", done.stderr)
+
+  def test_an_interruption_is_one_line(self):
+    done = self.run_script("--number=4", "--end=key")
+    self.assertEqual(done.returncode, 130)
+    self.assertEqual(done.stderr.splitlines(), ["printed", "Interrupted."])
 
   def test_help_lists_the_scripts_flags(self):
     done = self.run_script("--help")
