@@ -1,4 +1,4 @@
-"""The parts of a run that its flags name: attacks, all-reduce and optimizer."""
+"""The parts of a run that its flags name: attacks, objective, optimizer and so on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Optional
 import tensorflow as tf
 from absl import flags
 
-from dat_tf import attacks, optimizers, startup
+from dat_tf import attacks, objectives, optimizers, startup
 from dat_tf import config as config_lib
 from dat_tf.communication import (
   AllReduce,
@@ -19,6 +19,7 @@ from dat_tf.communication import (
   choice,
   quantizers,
 )
+from dat_tf.data import augment, pipeline
 
 
 def make_attack(config: flags.FlagValues) -> Optional[attacks.PGD]:
@@ -38,6 +39,33 @@ def make_evaluation_attack(config: flags.FlagValues) -> attacks.PGD:
 def _ball(config: flags.FlagValues) -> attacks.Ball:
   ball = attacks.LInfinity if config.norm == "linf" else attacks.L2
   return ball(config.epsilon)
+
+
+def make_objective(config: flags.FlagValues) -> objectives.Objective:
+  """What training minimises."""
+  if not config.unlabeled_data:
+    return objectives.AdversarialTraining(config.clean_weight)
+  return objectives.SemiSupervised(
+    config.clean_weight,
+    config.unlabeled_weight,
+    pseudo_labels=config.unlabeled_loss != "consistency",
+    consistency=config.unlabeled_loss != "pseudo_label",
+    label_smoothing=config.pseudo_label_smoothing,
+  )
+
+
+def make_augmentation(config: flags.FlagValues) -> Optional[pipeline.Augmentation]:
+  """What training does to its images; None leaves them as they are."""
+  if config.augmentation == "pad_crop_flip":
+    return augment.PadCropFlip(4)
+  if config.augmentation == "random_resized_crop":
+    return augment.RandomResizedCrop(config.image_size)
+  return make_crop(config)
+
+
+def make_crop(config: flags.FlagValues) -> Optional[pipeline.Augmentation]:
+  """What brings images of any size to one; None leaves them as they are."""
+  return augment.CentreCrop(config.image_size) if config.image_size else None
 
 
 def make_all_reduce(

@@ -12,24 +12,25 @@ A run's directory holds
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import json
 import os
 import re
 import time
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from dat_tf import checkpointing, hashing, parts, startup
+from dat_tf import checkpointing, hashing, parts, pseudo_labeling, startup
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
 from dat_tf.communication import QuantizedAllReduce
-from dat_tf.data import augment, pipeline, records
+from dat_tf.data import records
 from dat_tf.errors import UserError
+from dat_tf.inputs import Inputs
 from dat_tf.models import make_model
 from dat_tf.monitoring import (
   AttackedImages,
@@ -38,7 +39,6 @@ from dat_tf.monitoring import (
   StepClock,
   update_results,
 )
-from dat_tf.objectives import AdversarialTraining
 
 # What collectives raise on a worker whose peer has ended, frozen or vanished.
 _LOST_WORKER = (
@@ -66,8 +66,12 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
       this.restore()
     if config.mode in ("evaluate", "train_and_evaluate"):
       this.evaluate()
+    if config.mode == "pseudo_label":
+      this.pseudo_label()
     if config.mode == "export":
       this.export()
+      if cluster.is_chief:
+        print(f"{config.model_dir}/export: the classifier, written anew.", flush=True)
     this.wait_for_all()
   except _LOST_WORKER:
     if cluster.num_workers == 1:
@@ -79,25 +83,8 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
     ) from None
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """One worker's share of some TFRecords.
-
-  Attributes:
-    shard: the records of this worker.
-    form: their form.
-    image_shape: (height, width, channels) of every image.
-    steps: global batches in one pass, the same on all workers.
-  """
-
-  shard: pipeline.Shard
-  form: records.RecordForm
-  image_shape: tuple[int, ...]
-  steps: int
-
-  @property
-  def paths(self) -> list[str]:
-    return [piece.path for piece in self.shard.slices]
+# Images that are pseudo-labelled together, at most.
+_LARGEST_BATCH = 256
 
 
 class Run:
@@ -124,40 +111,19 @@ class Run:
         f"{self._replicas} replicas: choose one that is, such as "
         f"{config.global_batch_size - surplus + self._replicas}."
       )
-    first_label = None if config.first_label == "auto" else int(config.first_label)
-    self._reading = {"num_classes": config.num_classes, "first_label": first_label}
-    self.train_data = self.test_data = None
-    if config.mode.startswith("train"):
-      self.train_data = self._open(config.train_data, config.data_is_local)
-    if config.test_data:
-      self.test_data = self._open(config.test_data)
-    source = self.train_data or self.test_data
-    if source is None:
-      raise UserError("--test_data is required: the images' shape is read from it.")
-    self.model, self._plain = self._build(source.image_shape)
+    self.inputs = Inputs(config, cluster, self._strategy)
+    self.model, self._plain = self._build(self.inputs.image_shape)
     residual = None
-    if self.train_data and isinstance(self.model.all_reduce, QuantizedAllReduce):
+    if self.inputs.train and isinstance(self.model.all_reduce, QuantizedAllReduce):
       residual = self.model.all_reduce
     self._checkpoints = checkpointing.Checkpoints(
       os.path.join(config.model_dir, "checkpoints"),
       self.model.classifier,
-      self.model.optimizer if self.train_data else None,
+      self.model.optimizer if self.inputs.train else None,
       residual,
       config.checkpoints_to_keep,
       cluster.is_chief,
     )
-
-  def _open(self, pattern: str, is_local: bool = False) -> Source:
-    paths = records.match_files(pattern)
-    shard = pipeline.shard_files(
-      paths, self._cluster.index, self._cluster.num_workers, is_local
-    )
-    form = records.detect_form(paths[0])
-    batch = self._config.global_batch_size // self._cluster.num_workers
-    steps = cluster_lib.all_workers_max(
-      self._strategy, pipeline.batches_per_epoch(shard.num_examples, batch)
-    )
-    return Source(shard, form, records.first_image_shape(paths[0], form), steps)
 
   def _build(
     self, image_shape: tuple[int, ...]
@@ -167,7 +133,7 @@ class Run:
     with self._strategy.scope():
       classifier = make_model(config.model, image_shape, config.num_classes)
     all_reduce = None  # nothing to reduce without training
-    if self.train_data:
+    if self.inputs.train:
       all_reduce = parts.make_all_reduce(
         config, classifier.trainable_variables, self._strategy, self._options
       )
@@ -175,19 +141,19 @@ class Run:
       model = AdversarialModel(
         classifier,
         attack=parts.make_attack(config),
-        objective=AdversarialTraining(config.clean_weight),
+        objective=parts.make_objective(config),
         all_reduce=all_reduce,
         evaluation_attack=parts.make_evaluation_attack(config),
         attack_in_training_mode=config.attack_in_training_mode,
         seed=config.seed,
       )
-      steps = self.train_data.steps if self.train_data else 1
+      steps = self.inputs.train.steps if self.inputs.train else 1
       model.compile(optimizer=parts.make_optimizer(config, steps))
     return model, tf.keras.models.clone_model(model.classifier)
 
   def train(self) -> None:
     """Trains from the newest checkpoint, if there is one, to the last epoch."""
-    config, source = self._config, self.train_data
+    config, source = self._config, self.inputs.train
     assert source is not None
     first_epoch = self._restored_epochs()
     results: dict[str, Any] = {
@@ -205,20 +171,22 @@ class Run:
       if self._cluster.is_chief:
         print(f"{config.model_dir}: epoch {first_epoch} is done; --epochs adds more.")
       # What a run that was stopped just before its end still owes.
-      if not os.path.exists(os.path.join(config.model_dir, "results.json")):
+      if not tf.io.gfile.exists(os.path.join(config.model_dir, "results.json")):
         self._write_results(results)
       self.export()
       return
     if self._cluster.is_chief:
       config_lib.save(config)
     clock = StepClock()
-    dataset = self.distribute(source, first_epoch)
+    dataset = self.distribute(self.inputs.training_batches(first_epoch))
     validation: dict[str, Any] = {}
     if config.evaluate_every:
-      assert self.test_data is not None
+      assert self.inputs.test is not None
       validation = {
-        "validation_data": self.distribute(self.test_data),
-        "validation_steps": self.test_data.steps,
+        "validation_data": self.distribute(
+          self.inputs.evaluation_batches(self.inputs.test)
+        ),
+        "validation_steps": self.inputs.test.steps,
         "validation_freq": config.evaluate_every,
       }
     callbacks = [tf.keras.callbacks.LambdaCallback(on_epoch_end=self._save)]
@@ -226,7 +194,7 @@ class Run:
     if self._cluster.is_chief:
       callbacks += [*self.watchers(), progress]
     started = time.perf_counter()
-    with self._explained_errors(source), contextlib.closing(progress):
+    with self._explained_errors(), contextlib.closing(progress):
       self.model.fit(
         dataset,
         epochs=config.epochs,
@@ -254,12 +222,12 @@ class Run:
 
   def watchers(self) -> list[tf.keras.callbacks.Callback]:
     """The callbacks that keep what TensorBoard shows, for the chief."""
-    config, source = self._config, self.train_data
+    config, source = self._config, self.inputs.train
     assert source is not None
     draw = None
     if config.pictures:
-      with self._explained_errors(source):
-        batch = next(iter(self._batches(source, config.pictures)))
+      with self._explained_errors():
+        batch = next(iter(self.inputs.evaluation_batches(source, config.pictures)))
       keys = hashing.stream_keys(config.seed, batch["epoch"], batch["example_id"])
       attack = self.model.evaluation_attack
       assert attack is not None
@@ -313,12 +281,12 @@ class Run:
 
   def evaluate(self) -> None:
     """Measures clean and robust accuracy, each test image counted once."""
-    source = self.test_data
+    source = self.inputs.test
     assert source is not None
     progress = Progress(source.steps)
-    with self._explained_errors(source), contextlib.closing(progress):
+    with self._explained_errors(), contextlib.closing(progress):
       figures = self.model.evaluate(
-        self.distribute(source),
+        self.distribute(self.inputs.evaluation_batches(source)),
         steps=source.steps,
         callbacks=[progress] if self._cluster.is_chief else [],
         verbose=0,
@@ -334,6 +302,51 @@ class Run:
       }
     )
 
+  def pseudo_label(self) -> None:
+    """Labels this worker's part of the files of --unlabeled_data."""
+    config, source = self._config, self.inputs.unlabeled
+    assert source is not None
+    self.model.average_statistics()
+    checkpointing.copy_weights(self.model.classifier, self._plain)
+    classify = tf.function(lambda images: self._plain(images, training=False))
+    labeler = pseudo_labeling.PseudoLabeler(
+      classify,
+      source.form,
+      source.image_shape,
+      parts.make_crop(config),
+      # The same on any number of workers.
+      min(config.global_batch_size, _LARGEST_BATCH),
+      config.pseudo_labels == "soft",
+      config.confidence_threshold,
+      self.inputs.reading["first_label"],
+      config.skip_bad_records > 0,
+    )
+    paths = records.match_files(config.unlabeled_data)
+    targets = pseudo_labeling.targets(paths, config.pseudo_label_dir)
+    settings = {
+      "weights": pseudo_labeling.fingerprint(self._plain),
+      "labels": config.pseudo_labels,
+      "threshold": config.confidence_threshold,
+      "image_size": config.image_size,
+      "first_label": config.first_label,
+    }
+    cluster, is_local = self._cluster, config.data_is_local
+    pseudo_labeling.begin(
+      config.pseudo_label_dir, settings, cluster.is_chief or is_local
+    )
+    # Files are labelled whole, each by one worker.
+    mine = slice(None) if is_local else slice(cluster.index, None, cluster.num_workers)
+    with self._explained_errors():
+      counts = labeler.label_files(paths[mine], targets[mine], cluster.is_chief)
+    texts = cluster_lib.all_workers_texts(self._strategy, json.dumps(counts))
+    written, labeled = map(sum, zip(*map(json.loads, texts)))
+    if cluster.is_chief:
+      print(
+        f"{config.pseudo_label_dir}: {labeled} of the {written} images written now have"
+        " a pseudo-label.",
+        flush=True,
+      )
+
   def export(self) -> None:
     """Writes the classifier as a plain Keras model."""
     self.model.average_statistics()
@@ -345,13 +358,8 @@ class Run:
     """Returns once every worker has called it: none is missed while still needed."""
     cluster_lib.all_workers_max(self._strategy, 0)
 
-  def distribute(
-    self, source: Source, first_epoch: Optional[int] = None
-  ) -> tf.distribute.DistributedDataset:
-    """Batches for each replica: all epochs to train on, or one pass to evaluate."""
-    dataset = self._batches(
-      source, self._config.global_batch_size // self._replicas, first_epoch
-    )
+  def distribute(self, dataset: tf.data.Dataset) -> tf.distribute.DistributedDataset:
+    """Deals the batches of this worker's dataset to its replicas."""
     # Without a GPU there is no device to copy batches to ahead of time.
     options = tf.distribute.InputOptions(
       experimental_fetch_to_device=bool(tf.config.list_logical_devices("GPU"))
@@ -360,33 +368,8 @@ class Run:
       self._strategy.distribute_datasets_from_function(lambda context: dataset, options)
     )
 
-  def _batches(
-    self, source: Source, batch_size: int, first_epoch: Optional[int] = None
-  ) -> tf.data.Dataset:
-    config = self._config
-    images = source.steps * config.global_batch_size // self._cluster.num_workers
-    common: dict[str, Any] = {
-      **self._reading,
-      "form": source.form,
-      "image_shape": source.image_shape,
-      "batch_size": batch_size,
-      "batches_per_epoch": pipeline.batches_per_epoch(images, batch_size),
-    }
-    if first_epoch is None:
-      return pipeline.evaluation_dataset(source.shard, **common)
-    crop = config.augmentation == "pad_crop_flip"
-    return pipeline.training_dataset(
-      source.shard,
-      **common,
-      first_epoch=first_epoch,
-      last_epoch=config.epochs,
-      seed=config.seed,
-      shuffle_buffer=config.shuffle_buffer,
-      augmentation=augment.PadCropFlip(4) if crop else None,
-    )
-
   @contextlib.contextmanager
-  def _explained_errors(self, source: Source) -> Iterator[None]:
+  def _explained_errors(self) -> Iterator[None]:
     """Turns what TensorFlow says of bad data and bad numbers into one line."""
     try:
       yield
@@ -394,12 +377,7 @@ class Run:
       diverged = re.search(re.escape(NON_FINITE) + r"\D*(\d+)", str(error))
       if diverged:
         raise self._diverged(f"{NON_FINITE} {diverged[1]}") from None
-      message = records.explain_data_error(
-        source.paths,
-        source.form,
-        source.image_shape,
-        **self._reading,
-      )
+      message = self.inputs.explain()
       if message is None:
         raise
       raise UserError(message) from None

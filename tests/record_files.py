@@ -10,6 +10,8 @@ def example(**features) -> bytes:
   def feature(value):
     if isinstance(value, bytes):
       return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+    if getattr(value, "dtype", None) == np.float32:
+      return tf.train.Feature(float_list=tf.train.FloatList(value=value))
     return tf.train.Feature(int64_list=tf.train.Int64List(value=np.ravel(value)))
 
   named = {name.replace("__", "/"): feature(value) for name, value in features.items()}

@@ -35,8 +35,13 @@ OTHER = {
   "first_label": "1",
   "global_batch_size": "256",
   "shuffle_buffer": "0",
-  "augmentation": "pad_crop_flip",
+  "augmentation": "random_resized_crop",
+  "image_size": "160",
   "data_is_local": "true",
+  "skip_bad_records": "3",
+  "data_service": "host:5050",
+  "unlabeled_data": "u-*",
+  "unlabeled_fraction": "0.25",
   "model": "ResNet50",
   "attack": "fgsm",
   "norm": "l2",
@@ -47,6 +52,12 @@ OTHER = {
   "evaluation_step_size": "1e-3",
   "attack_in_training_mode": "true",
   "clean_weight": "1/3",
+  "unlabeled_loss": "both",
+  "unlabeled_weight": "0.5",
+  "pseudo_label_smoothing": "0.1",
+  "pseudo_label_dir": "labelled",
+  "pseudo_labels": "soft",
+  "confidence_threshold": "0.9",
   "optimizer": "lars",
   "learning_rate": "0.1",
   "reference_batch_size": "64",
@@ -86,6 +97,11 @@ MAY_CHANGE = {
   "communication",
   "bytes_per_pack",
   "collective_timeout",
+  "skip_bad_records",
+  "data_service",
+  "pseudo_label_dir",
+  "pseudo_labels",
+  "confidence_threshold",
 }
 
 
@@ -147,6 +163,12 @@ class RangesTest(ConfigTest):
     ("bucket_size", "0"),
     ("full_precision_below", "-1"),
     ("all_reduce", "much"),
+    *[("unlabeled_fraction", value) for value in ("0", "1")],
+    *[("pseudo_label_smoothing", value) for value in ("-0.1", "1")],
+    *[("confidence_threshold", value) for value in ("-0.1", "1.1")],
+    *[(name, "-1") for name in ("unlabeled_weight", "skip_bad_records")],
+    *[(name, "much") for name in ("unlabeled_loss", "pseudo_labels")],
+    ("image_size", "0"),
   )
   def test_a_value_out_of_range_names_its_flag(self, name, value):
     self.assert_refused(names=[f"--{name}"], **{name: value})
@@ -204,6 +226,10 @@ class RangesTest(ConfigTest):
       },
     ),
     (["--full_precision_names=(", "regular"], {"full_precision_names": "("}),
+    (["--unlabeled_data", "--pseudo_label_dir"], {"mode": "pseudo_label"}),
+    (["--pseudo_label_dir"], {"mode": "pseudo_label", "unlabeled_data": "u"}),
+    (["--image_size"], {"augmentation": "random_resized_crop"}),
+    (["--image_size"], {"augmentation": "pad_crop_flip", "image_size": 32}),
     *[
       (["--decay_epochs"], {"decay": "step", "decay_epochs": epochs})
       for epochs in ("9,5", "5,5", "5,x", "-5,5", "0,5", "nan", "5,inf", "5,,6")
@@ -303,6 +329,8 @@ class SavedTest(ConfigTest):
     common = {"attack_steps": 1}  # what attack=fgsm allows
     if name == "decay_epochs":
       common.update(decay="step", decay_epochs="2,3")
+    if name == "augmentation":
+      common.update(image_size=160)
     if name == "error_feedback":
       common.update(all_reduce="one_sided")
     self.save(**common)
@@ -318,7 +346,7 @@ class SavedTest(ConfigTest):
     with self.assertRaises(UserError) as caught:
       config_lib.check_against_saved(changed)
     message = str(caught.exception)
-    self.assertRegex(message, rf"written with --(no)?{name}\b.*has --(no)?{name}\b")
+    self.assertRegex(message, rf"with (no )?--(no)?{name}\b.*has --(no)?{name}\b")
     self.assertIn(str(self.model_dir), message)
     self.assertEqual(len(message.splitlines()), 1)
 
@@ -327,6 +355,21 @@ class SavedTest(ConfigTest):
     config = parse(model_dir=self.model_dir, mode="evaluate", train_data=None)
     with self.assertRaisesRegex(UserError, "this run has no --train_data"):
       config_lib.check_against_saved(config)
+
+  def test_what_is_labelled_now_was_not_trained_on(self):
+    self.save()
+    config = parse(model_dir=self.model_dir, unlabeled_data="u-*")
+    with self.assertRaisesRegex(UserError, "--unlabeled_data=u-"):
+      config_lib.check_against_saved(config)
+    config.mode = "pseudo_label"
+    config_lib.check_against_saved(config)
+
+  def test_an_object_store(self):
+    path = "ram://test_config/run"
+    config_lib.save(parse(model_dir=path))
+    config_lib.check_against_saved(parse(model_dir=path))
+    with self.assertRaisesRegex(UserError, "--epsilon=0.5"):
+      config_lib.check_against_saved(parse(model_dir=path, epsilon=0.5))
 
   def test_a_new_directory_has_nothing_to_differ_from(self):
     config_lib.check_against_saved(parse(model_dir=self.model_dir))
@@ -372,6 +415,7 @@ class SameOnAllWorkersTest(ConfigTest):
     self.check({"model_dir": "a"}, {"model_dir": "b"})
     local = {"data_is_local": True}
     self.check({**local, "train_data": "c"}, {**local, "train_data": "d"})
+    self.check({**local, "unlabeled_data": "c"}, {**local, "unlabeled_data": "d"})
 
   @parameterized.parameters(
     ({}, {"bits": 4}, "--bits=4", "--bits=8"),

@@ -24,6 +24,7 @@ LAYERS = (
   ("data",),
   ("monitoring",),
   ("adversarial_model", "parts"),
+  ("inputs", "pseudo_labeling"),
   ("training",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

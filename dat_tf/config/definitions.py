@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-MODES = ("train", "evaluate", "train_and_evaluate", "export")
+MODES = ("train", "evaluate", "train_and_evaluate", "pseudo_label", "export")
 
 
 class _NumberParser(flags.ArgumentParser):
@@ -117,12 +117,34 @@ def define_flags(values: flags.FlagValues) -> None:
       "Records that each worker shuffles among; 0: the order of the files.",
       lower_bound=0)
   data.choice(
-      "augmentation", "none", ("none", "pad_crop_flip"),
-      "pad_crop_flip: shift by up to 4 pixels, and mirror half of the images.")
+      "augmentation", "none", ("none", "pad_crop_flip", "random_resized_crop"),
+      "pad_crop_flip: shift by up to 4 pixels, and mirror half of the images; "
+      "random_resized_crop: cut out a random part, and mirror half. Of training only.")
+  data.integer(
+      "image_size", None,
+      "Pixels of either side, to which images of any size are brought: their middle,"
+      " or what random_resized_crop cuts out. Default: images of one size stay so.",
+      lower_bound=1)
   data.switch(
       "data_is_local", False,
       "Each worker trains on all files that its own pattern matches, which no other "
       "worker has, instead of on a share of common files. Test data are common files.")
+  data.integer(
+      "skip_bad_records", 0,
+      "Most records with a wrong checksum, on all workers together, that are left out; "
+      "to find them, all files are read once before the first step.",
+      lower_bound=0)
+  data.text(
+      "data_service", None,
+      "HOST:PORT of a tf.data service that reads, decodes and augments labelled images "
+      "to train on (python -m dat_tf.data.service); their order is left to chance.")
+  data.text(
+      "unlabeled_data", None,
+      "TFRecords without labels, or with pseudo-labels: to train on beside labelled "
+      "ones, or for --mode=pseudo_label; patterns as for train_data.")
+  data.number(
+      "unlabeled_fraction", 0.5, "Part of each batch that is unlabelled.",
+      above=0, below=1)
 
   model = _Room("models", values)
   model.text(
@@ -158,6 +180,27 @@ def define_flags(values: flags.FlagValues) -> None:
   objective.number(
       "clean_weight", 1.0,
       "lambda, weight of the clean loss beside the adversarial one.")
+  objective.choice(
+      "unlabeled_loss", "pseudo_label", ("pseudo_label", "consistency", "both"),
+      "Of unlabelled images. pseudo_label: as of labelled ones; consistency: divergence"
+      " of the adversarial prediction from the clean one; both: their sum.")
+  objective.number(
+      "unlabeled_weight", 1.0, "Weight of an unlabelled image beside a labelled one.")
+  objective.number(
+      "pseudo_label_smoothing", 0.0,
+      "Part of a pseudo-label that is spread evenly over all classes.", below=1)
+
+  labeling = _Room("pseudo_labeling", values)
+  labeling.text(
+      "pseudo_label_dir", None,
+      "Directory that --mode=pseudo_label writes to: a file for each that it reads.")
+  labeling.choice(
+      "pseudo_labels", "hard", ("hard", "soft"),
+      "hard: the likeliest class; soft: the probabilities of all classes.")
+  labeling.number(
+      "confidence_threshold", 0.0,
+      "Smallest probability of the likeliest class for which a pseudo-label is given.",
+      upper=1)
 
   optimizer = _Room("optimizers", values)
   optimizer.choice("optimizer", "lamb", ("lamb", "lars", "sgd"), "Update rule.")

@@ -11,8 +11,9 @@ from typing import Any
 
 from absl import flags
 
+from dat_tf import files
 from dat_tf.config.definitions import define_flags
-from dat_tf.errors import UserError
+from dat_tf.errors import UserError, one_line
 
 # What a later run in the same model_dir may change. The number of workers is no flag:
 # it may change too, since batches are stated for all workers together.
@@ -22,8 +23,12 @@ MAY_CHANGE = frozenset({
     "test_data", "evaluation_attack_steps", "evaluation_step_size",
     "log_every", "pictures", "checkpoints_to_keep",
     "communication", "bytes_per_pack", "collective_timeout",
+    "skip_bad_records", "data_service",
+    "pseudo_label_dir", "pseudo_labels", "confidence_threshold",
 })
 # fmt: on
+
+_OWN_DATA = {"train_data", "unlabeled_data"}
 
 
 def parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -84,6 +89,21 @@ def _check(config: Any) -> None:
     (
       (evaluating or (training and config.evaluate_every)) and config.test_data is None,
       "--test_data is required: TFRecords to evaluate on.",
+    ),
+    (
+      config.mode == "pseudo_label"
+      and not (config.unlabeled_data and config.pseudo_label_dir),
+      "--mode=pseudo_label needs --unlabeled_data, TFRecords to label, and "
+      "--pseudo_label_dir, where the labelled ones go.",
+    ),
+    (
+      config.augmentation == "random_resized_crop" and config.image_size is None,
+      "--augmentation=random_resized_crop needs --image_size, such as 224.",
+    ),
+    (
+      config.augmentation == "pad_crop_flip" and config.image_size is not None,
+      "--augmentation=pad_crop_flip is for images of one size, --image_size for those "
+      "of many: choose random_resized_crop, or drop --image_size.",
     ),
     (
       config.norm == "linf" and config.epsilon > 1,
@@ -157,11 +177,15 @@ def check_against_saved(config: Any) -> None:
     UserError: they differ in a flag outside `MAY_CHANGE`, or those kept are damaged.
   """
   path = _path(config.model_dir)
-  if not os.path.exists(path):
+  text = files.read_text(path)
+  if text is None:
     return
-  saved = _load(path)
-  # Data of their own have another pattern on each worker.
-  free = MAY_CHANGE | {"train_data"} if config.data_is_local else MAY_CHANGE
+  saved = _loaded(path, text)
+  free = set(MAY_CHANGE)
+  if config.data_is_local:  # another pattern on each worker
+    free |= _OWN_DATA
+  if not config.mode.startswith("train"):  # what is labelled now is not trained on
+    free |= {"unlabeled_data"}
   for name in sorted(_names(config) - free):
     if saved[name].value != config[name].value:
       was, now = (v[name].serialize() or f"no --{name}" for v in (saved, config))
@@ -173,7 +197,7 @@ def check_against_saved(config: Any) -> None:
 
 def to_text(config: Any) -> str:
   """The settings that all workers must share, for `check_same`."""
-  own = {"model_dir"} | ({"train_data"} if config.data_is_local else set())
+  own = {"model_dir"} | (_OWN_DATA if config.data_is_local else set())
   names = sorted(_names(config) - own)
   return json.dumps({name: config[name].serialize() for name in names})
 
@@ -201,27 +225,26 @@ def save(config: Any) -> None:
   Raises:
     UserError: model_dir cannot be made or written.
   """
-  path = _path(config.model_dir)
+  import tensorflow as tf
+
+  lines = [config[name].serialize() for name in sorted(_names(config))]
+  # A flag without a value has no line.
+  text = "".join(f"{line}\n" for line in lines if line)
   try:
-    os.makedirs(config.model_dir, exist_ok=True)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-      for name in sorted(_names(config)):
-        line = config[name].serialize()
-        if line:  # a flag without a value has none
-          file.write(f"{line}\n")
-    os.replace(f"{path}.new", path)
-  except OSError as error:
+    files.write_text(_path(config.model_dir), text)
+  except tf.errors.OpError as error:
     raise UserError(
-      f"--model_dir={config.model_dir} cannot be written ({error.strerror}): choose "
+      f"--model_dir={config.model_dir} cannot be written ({one_line(error)}): choose "
       "another."
     ) from None
 
 
-def _load(path: str) -> flags.FlagValues:
+def _loaded(path: str, text: str) -> flags.FlagValues:
   values = flags.FlagValues()
   define_flags(values)
+  lines = [line for line in text.splitlines() if line and not line.startswith("#")]
   try:
-    values(["", f"--flagfile={path}"])
+    values(["", *lines])
   except flags.Error as error:
     raise UserError(
       f"{path} cannot be read ({error}): mend it or choose another --model_dir."

@@ -1,20 +1,73 @@
-"""TFRecord files of labelled images: their forms, and what may be wrong with them.
+"""TFRecord files of images: their forms, and what may be wrong with them.
 
 A record is a serialized `tf.train.Example`, a dictionary of features. Whose names those
 are differs from writer to writer; `FORMS` lists the three forms that are read here.
 Records are numbered from 0 in their file, in messages too.
+
+Unlabelled images come in the same forms, without a label, with an integer as a
+pseudo-label, or with a distribution over the classes as a soft one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Optional
+from typing import Callable, Optional
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from dat_tf.data import framing
 from dat_tf.errors import UserError, one_line
+
+SOFT_LABEL = "label/soft"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredImage:
+  """An image as its record holds it, not decoded yet.
+
+  Attributes:
+    data: The encoded image (JPEG, PNG, GIF, BMP) or bare pixels, string [].
+    shape: [height, width, channels] of bare pixels, int64 [3]; None if encoded.
+    channels: 1 or 3, into which encoded images are converted, but for JPEGs in CMYK,
+      which become 3 only; 0 keeps theirs. Bare pixels always keep the channels that
+      they have.
+  """
+
+  data: tf.Tensor
+  shape: Optional[tf.Tensor]
+  channels: int
+
+  def decode(self) -> tf.Tensor:
+    """The whole image, uint8 [height, width, channels]."""
+    if self.shape is not None:
+      return tf.reshape(tf.io.decode_raw(self.data, tf.uint8), self.shape)
+    return tf.io.decode_image(self.data, self.channels, expand_animations=False)
+
+  def decode_window(self, choose: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """A window of the image; of a JPEG, what lies outside is hardly worked on.
+
+    Args:
+      choose: Takes the image's [height, width], int32 [2], and gives the window's
+        [top, left, height, width], int32 [4], inside the image.
+
+    Returns:
+      uint8 [height, width, channels] of the window.
+    """
+
+    def from_whole() -> tf.Tensor:
+      image = self.decode()
+      top, left, height, width = tf.unstack(choose(tf.shape(image)[:2]))
+      return image[top : top + height, left : left + width]
+
+    def from_jpeg() -> tf.Tensor:
+      window = choose(tf.io.extract_jpeg_shape(self.data)[:2])
+      return tf.io.decode_and_crop_jpeg(self.data, window, self.channels)
+
+    if self.shape is not None:
+      return from_whole()
+    return tf.cond(tf.io.is_jpeg(self.data), from_jpeg, from_whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +81,10 @@ class RecordForm:
     first_label: The label of the first class, 0 or 1.
     shape: The feature that holds [height, width, channels], three int64, if the image
       is stored as bare pixels (uint8, row by row); None if it is encoded (JPEG, PNG).
+    needs_label: Whether a record without a label is an error.
+    soft_classes: The classes over which the feature `label/soft` is a distribution,
+      float32 [soft_classes], which is then read instead of `label`; 0 for no such
+      feature. Only where no label is needed.
   """
 
   name: str
@@ -35,46 +92,67 @@ class RecordForm:
   label: str
   first_label: int
   shape: Optional[str] = None
+  needs_label: bool = True
+  soft_classes: int = 0
 
   @property
-  def features(self) -> dict[str, tf.io.FixedLenFeature]:
-    """What `tf.io.parse_single_example` needs to know to read a record."""
-    features = {
-      self.image: tf.io.FixedLenFeature([], tf.string),
-      self.label: tf.io.FixedLenFeature([], tf.int64),
-    }
-    if self.shape is not None:
-      features[self.shape] = tf.io.FixedLenFeature([3], tf.int64)
-    return features
+  def required(self) -> tuple[str, ...]:
+    """The features without which a record is not read."""
+    label = (self.label,) if self.needs_label else ()
+    shape = (self.shape,) if self.shape is not None else ()
+    return (self.image, *label, *shape)
 
   def parse(
     self, serialized: tf.Tensor, channels: int, first_label: Optional[int] = None
-  ) -> tuple[tf.Tensor, tf.Tensor]:
+  ) -> tuple[StoredImage, tf.Tensor]:
     """Reads one record, in graph operations.
 
     Args:
       serialized: A serialized `tf.train.Example`, string [].
-      channels: 1 or 3, into which encoded images are converted; 0 keeps theirs. Bare
-        pixels always keep the channels that they have.
+      channels: As in `StoredImage`.
       first_label: The label of the first class in the file; None is the form's own.
 
     Returns:
-      The image, uint8 [height, width, channels], and its label, int64 [], which
-      counts from 0.
+      The image, and its label: int64 [], which counts from 0 and is -1 for none; or, if
+      the form is soft, float32 [soft_classes], zeros for none.
 
     Raises:
-      tf.errors.InvalidArgumentError: When run on a record that lacks a feature or
-        whose image does not decode.
+      tf.errors.InvalidArgumentError: When run on a record that lacks a feature.
     """
-    features = tf.io.parse_single_example(serialized, self.features)
-    if self.shape is None:
-      encoded = features[self.image]
-      image = tf.io.decode_image(encoded, channels, expand_animations=False)
-    else:
-      pixels = tf.io.decode_raw(features[self.image], tf.uint8)
-      image = tf.reshape(pixels, features[self.shape])
     first = self.first_label if first_label is None else first_label
+    schema = {self.image: tf.io.FixedLenFeature([], tf.string)}
+    if self.shape is not None:
+      schema[self.shape] = tf.io.FixedLenFeature([3], tf.int64)
+    if self.soft_classes:
+      classes = self.soft_classes
+      schema[SOFT_LABEL] = tf.io.FixedLenFeature([classes], tf.float32, [0.0] * classes)
+    else:
+      missing = None if self.needs_label else first - 1
+      schema[self.label] = tf.io.FixedLenFeature([], tf.int64, missing)
+    features = tf.io.parse_single_example(serialized, schema)
+    shape = features[self.shape] if self.shape is not None else None
+    image = StoredImage(features[self.image], shape, channels)
+    if self.soft_classes:
+      return image, features[SOFT_LABEL]
     return image, features[self.label] - first
+
+  def is_right(self, label: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Whether labels are what they may be.
+
+    Args:
+      label: As `parse` gives it, or a batch of such.
+      num_classes: Integers must lie in [0, num_classes), or be -1 where no label is
+        needed; soft labels must be at least 0 and add up to 1 (to within 1e-3), or be
+        zeros.
+
+    Returns:
+      bool [] or [batch].
+    """
+    if self.soft_classes:
+      total = tf.reduce_sum(label, axis=-1)
+      one_or_none = (tf.abs(total - 1.0) < 1e-3) | (total == 0.0)
+      return one_or_none & tf.reduce_all(label >= 0.0, axis=-1)
+    return (label >= (0 if self.needs_label else -1)) & (label < num_classes)
 
 
 IMAGENET = RecordForm("canonical ImageNet", "image/encoded", "image/class/label", 1)
@@ -83,48 +161,72 @@ DAT = RecordForm("DAT-TF", "image/raw", "label", 0, shape="image/shape")
 FORMS = (IMAGENET, TFDS, DAT)
 
 
-def detect_form(path: str) -> RecordForm:
+def detect_form(
+  path: str, needs_label: bool = True, skip_bad_records: bool = False
+) -> RecordForm:
   """Tells a file's form by the feature names of its first record.
+
+  Args:
+    path: The file.
+    needs_label: As in `RecordForm`. Where it is False, and the first record has soft
+      labels, the form is soft.
+    skip_bad_records: Whether to take the first record that passes its checksums.
 
   Raises:
     UserError: The file has no record, its first one is damaged, or its features are
       those of no known form.
   """
   try:
-    serialized = next(tf.data.TFRecordDataset(path).take(1).as_numpy_iterator(), None)
+    serialized = _first_record(path, skip_bad_records)
     if serialized is None:
       raise UserError(f"{path} holds no record: remove the file or write it again.")
-    found = set(tf.train.Example.FromString(serialized).features.feature)
+    features = tf.train.Example.FromString(serialized).features.feature
   except (tf.errors.DataLossError, DecodeError):
     raise UserError(
       f"{path}: record 0 (counted from 0) is not a readable tf.train.Example; is the "
       "file an uncompressed TFRecord file? Write or copy it again."
     ) from None
-  for form in FORMS:
-    if found.issuperset(form.features):
-      return form
-  known = "; ".join(f"{form.name}: {', '.join(form.features)}" for form in FORMS)
+  forms = [dataclasses.replace(form, needs_label=needs_label) for form in FORMS]
+  for form in forms:
+    if not set(form.required) - set(features):
+      soft = 0 if needs_label else len(features[SOFT_LABEL].float_list.value)
+      return dataclasses.replace(form, soft_classes=soft)
+  known = "; ".join(f"{form.name}: {', '.join(form.required)}" for form in forms)
   raise UserError(
-    f"{path}: the features ({', '.join(sorted(found))}) are of no known form. "
+    f"{path}: the features ({', '.join(sorted(features))}) are of no known form. "
     f"Write the records in one of these: {known}."
   )
 
 
-def first_image_shape(path: str, form: RecordForm) -> tuple[int, ...]:
-  """(height, width, channels) of the first image in a file.
+def first_image_shape(
+  path: str, form: RecordForm, skip_bad_records: bool = False
+) -> tuple[int, ...]:
+  """(height, width, channels) of the first image in a file, as `detect_form` finds it.
 
   Raises:
     UserError: That record cannot be read.
   """
   try:
-    serialized = next(tf.data.TFRecordDataset(path).as_numpy_iterator())
+    serialized = _first_record(path, skip_bad_records)
     image, _ = form.parse(serialized, channels=0)  # as many as are stored
+    return tuple(image.decode().shape)
   except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
     raise UserError(
       f"{path}: record 0 (counted from 0) cannot be read ({one_line(error)}): write "
       "the file again."
     ) from error
-  return tuple(image.shape)
+
+
+def segments(path: str, skip_bad_records: bool) -> tuple[framing.Segment, ...]:
+  """What of a file is to be read: all, or what a scan finds to be good."""
+  return framing.scan(path)[0] if skip_bad_records else (framing.WHOLE_FILE,)
+
+
+def _first_record(path: str, skip_bad_records: bool) -> Optional[bytes]:
+  for segment in segments(path, skip_bad_records):
+    records = framing.read(path, segment.offset, segment.num_records)
+    return next(records.as_numpy_iterator(), None)
+  return None
 
 
 def match_files(patterns: str) -> list[str]:
@@ -154,9 +256,10 @@ DATA_ERRORS = (
 def explain_data_error(
   paths: Sequence[str],
   form: RecordForm,
-  image_shape: Sequence[int],
+  image_shape: Sequence[Optional[int]],
   num_classes: int,
   first_label: Optional[int] = None,
+  skip_bad_records: bool = False,
 ) -> Optional[str]:
   """Finds the first bad record after a run ended in one of `DATA_ERRORS`.
 
@@ -166,9 +269,11 @@ def explain_data_error(
   Args:
     paths: Files, in the order in which they are to be searched.
     form: Their form.
-    image_shape: The shape [height, width, channels] that every image must have.
-    num_classes: Labels must lie in [0, num_classes), after `first_label` is taken off.
+    image_shape: The shape [height, width, channels] that every image must have, with
+      None for what may be any.
+    num_classes: As in `RecordForm.is_right`.
     first_label: As for `RecordForm.parse`.
+    skip_bad_records: Whether records that fail their checksums are of no concern.
 
   Returns:
     One line that names the file and the record, says what is wrong and what to do; or
@@ -176,33 +281,36 @@ def explain_data_error(
   """
 
   def is_good(serialized: tf.Tensor) -> tf.Tensor:
-    image, label = form.parse(serialized, image_shape[-1], first_label)
-    right_shape = tf.reduce_all(tf.shape(image) == image_shape)
-    return right_shape & (label >= 0) & (label < num_classes)
+    stored, label = form.parse(serialized, image_shape[-1] or 0, first_label)
+    image = stored.decode()
+    shape = [size or -1 for size in image_shape]
+    right = (tf.shape(image) == shape) | (tf.constant(shape) < 0)
+    return tf.reduce_all(right) & form.is_right(label, num_classes)
 
   for path in paths:
-    records = tf.data.TFRecordDataset(path)
-    number = 0
-    try:
-      for good in records.map(is_good, tf.data.AUTOTUNE, deterministic=True):
-        if not good:
-          break
-        number += 1
-      else:
-        continue
-    except DATA_ERRORS:
-      pass
-    fault = _fault(
-      records.skip(number), form, tuple(image_shape), num_classes, first_label
-    )
-    return f"{path}: record {number} (counted from 0) {fault}"
+    for segment in segments(path, skip_bad_records):
+      records = framing.read(path, segment.offset, segment.num_records)
+      number = 0
+      try:
+        for good in records.map(is_good, tf.data.AUTOTUNE, deterministic=True):
+          if not good:
+            break
+          number += 1
+        else:
+          continue
+      except DATA_ERRORS:
+        pass
+      fault = _fault(
+        records.skip(number), form, tuple(image_shape), num_classes, first_label
+      )
+      return f"{path}: record {segment.first + number} (counted from 0) {fault}"
   return None
 
 
 def _fault(
   records: tf.data.Dataset,
   form: RecordForm,
-  image_shape: tuple[int, ...],
+  image_shape: tuple[Optional[int], ...],
   num_classes: int,
   first_label: Optional[int],
 ) -> str:
@@ -210,22 +318,28 @@ def _fault(
   try:
     serialized = next(records.as_numpy_iterator())
     found = set(tf.train.Example.FromString(serialized).features.feature)
-    if missing := sorted(set(form.features) - found):
+    if missing := sorted(set(form.required) - found):
       return (
         f"lacks '{missing[0]}', which the {form.name} form has (it holds "
         f"{', '.join(sorted(found)) or 'no feature'}): write the file again."
       )
-    image, label = form.parse(serialized, image_shape[-1], first_label)
+    stored, label = form.parse(serialized, image_shape[-1] or 0, first_label)
+    shape = tuple(stored.decode().shape)
   except tf.errors.DataLossError:
     return "fails its checksum or is cut off: write or copy the file again."
   except DecodeError:
     return "is not a tf.train.Example: write the file again."
   except tf.errors.InvalidArgumentError as error:
     return f"cannot be read ({one_line(error)}): write the file again."
-  if tuple(image.shape) != image_shape:
+  if any(wanted not in (None, size) for wanted, size in zip(image_shape, shape)):
     return (
-      f"holds an image of shape {tuple(image.shape)}, and the run expects "
+      f"holds an image of shape {shape}, and the run expects "
       f"{image_shape}: write all images, for training and tests, in one shape."
+    )
+  if form.soft_classes:
+    return (
+      f"has a soft label, {label.numpy().tolist()[:5]} ..., that is no distribution: "
+      "it must not be negative and must add up to 1 (or be all zeros, for none)."
     )
   return (
     f"has the label {int(label)} (counted from 0), outside [0, {num_classes}): set "

@@ -1,9 +1,44 @@
-"""Pad, crop and flip, against windows cut with NumPy."""
+"""What is cut out of images, against windows cut and resized with NumPy and Pillow."""
+
+import io
 
 import numpy as np
+import PIL.Image
+import scipy.stats
 import tensorflow as tf
+from absl.testing import parameterized
 
-from dat_tf.data.augment import PadCropFlip
+from dat_tf.data.augment import CentreCrop, PadCropFlip, RandomResizedCrop
+from dat_tf.data.records import StoredImage
+
+
+def bare(image: np.ndarray) -> StoredImage:
+  return StoredImage(tf.constant(image.tobytes()), tf.constant(image.shape), 0)
+
+
+def encoded(image: np.ndarray, kind: str) -> StoredImage:
+  file = io.BytesIO()
+  PIL.Image.fromarray(image).save(file, kind, quality=95)
+  return StoredImage(tf.constant(file.getvalue()), None, 3)
+
+
+def smooth_image(height: int, width: int) -> np.ndarray:
+  rows, columns = np.mgrid[:height, :width]
+  waves = [np.sin(rows / 9), np.cos(columns / 11), np.sin((rows + columns) / 13)]
+  return (128 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+  """Bilinear, pixels' values lying in the middle of the pixels."""
+  for axis in (0, 1):
+    length = image.shape[axis]
+    places = (np.arange(size) + 0.5) * length / size - 0.5
+    places = np.clip(places, 0, length - 1)
+    low = np.floor(places).astype(int)
+    high = np.minimum(low + 1, length - 1)
+    part = (places - low).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
+    image = (1 - part) * image.take(low, axis) + part * image.take(high, axis)
+  return image
 
 
 def all_windows(image: np.ndarray, padding: int) -> dict:
@@ -24,12 +59,17 @@ class PadCropFlipTest(tf.test.TestCase):
   def setUp(self):
     super().setUp()
     self.image = np.random.default_rng(0).integers(1, 256, (5, 6, 3), np.uint8)
-    self.padding = 2
-    self.augment = tf.function(PadCropFlip(self.padding))
+    self.use(padding=2)
+
+  def use(self, padding):
+    self.padding = padding
+    self.augment = tf.function(
+      lambda seed: PadCropFlip(padding)(bare(self.image), seed)
+    )
 
   def change(self, seed) -> tuple:
     """Which (top, left, mirrored) the augmentation chose."""
-    augmented = self.augment(tf.constant(self.image), tf.constant(seed, tf.int64))
+    augmented = self.augment(tf.constant(seed, tf.int64))
     self.assertEqual(augmented.dtype, tf.uint8)
     self.assertEqual(augmented.shape, self.image.shape)
     (found,) = (
@@ -53,10 +93,130 @@ class PadCropFlipTest(tf.test.TestCase):
     self.assertNotEqual(first, [self.change([8, number]) for number in range(10)])
 
   def test_without_padding_the_image_is_mirrored_at_most(self):
-    self.padding = 0
-    self.augment = PadCropFlip(padding=0)
+    self.use(padding=0)
     changes = {self.change([1, number]) for number in range(30)}
     self.assertEqual(changes, {(0, 0, False), (0, 0, True)})
+
+
+class Spy:
+  """An image of a size, of which the windows are kept that are asked for."""
+
+  def __init__(self, height, width):
+    self.shape = height, width
+    self.window = None
+
+  def decode_window(self, choose):
+    self.window = choose(tf.constant(self.shape))
+    return tf.zeros([1, 1, 1])
+
+
+def windows(crop, shape, number=1000) -> np.ndarray:
+  """[number, 4]: top, left, height, width."""
+
+  @tf.function
+  def window(seed):
+    spy = Spy(*shape)
+    crop(spy, seed)
+    return spy.window
+
+  return np.array([window(tf.constant([5, n], tf.int64)) for n in range(number)])
+
+
+class RandomResizedCropTest(tf.test.TestCase, parameterized.TestCase):
+  def test_windows_are_distributed_as_they_should(self):
+    # Of these none is too large, so that none is drawn again.
+    crop = RandomResizedCrop(8, scale=(0.08, 0.5))
+    shape = 1000, 1000
+    top, left, height, width = windows(crop, shape).T
+
+    def assert_uniform(values, low, high):
+      scaled = (values - low) / (high - low)
+      self.assertGreater(scipy.stats.kstest(scaled, "uniform").pvalue, 0.01)
+
+    assert_uniform(height * width / 1e6, 0.08, 0.5)
+    assert_uniform(np.log(width / height), np.log(3 / 4), np.log(4 / 3))
+    assert_uniform(top, 0, 1000 - height)
+    assert_uniform(left, 0, 1000 - width)
+    correlations = np.corrcoef(
+      [height * width, width / height, top / (1000 - height), left / (1000 - width)]
+    )
+    self.assertAllClose(correlations, np.eye(4), atol=0.1)
+
+  @parameterized.parameters((375, 500), (500, 375), (28, 28), (3, 2), (1, 1))
+  def test_windows_lie_in_the_image(self, *shape):
+    top, left, height, width = windows(RandomResizedCrop(8), shape, 300).T
+    self.assertTrue(np.all((height >= 1) & (width >= 1) & (top >= 0) & (left >= 0)))
+    self.assertTrue(np.all((top + height <= shape[0]) & (left + width <= shape[1])))
+    if min(shape) > 100:
+      # Rounding moves a side by half a pixel at most.
+      self.assertAllInRange(width / height, 0.72, 1.39)
+      self.assertGreaterEqual(np.min(height * width / np.prod(shape)), 0.07)
+      # The borders are within reach.
+      self.assertEqual((top.min(), left.min()), (0, 0))
+      self.assertEqual(np.max(top + height), shape[0])
+      self.assertEqual(np.max(left + width), shape[1])
+
+  @parameterized.parameters(
+    ((30, 300), (0, 130, 30, 40)), ((300, 30), (130, 0, 40, 30))
+  )
+  def test_where_none_fits_it_is_the_largest_in_the_middle(self, shape, expected):
+    crop = RandomResizedCrop(8, scale=(0.9, 1.0))
+    for window in windows(crop, shape, 5):
+      self.assertAllEqual(window, expected)
+
+  @parameterized.parameters("bare", "png", "jpeg")
+  def test_pixels(self, kind):
+    image = smooth_image(90, 120)
+    stored = bare(image) if kind == "bare" else encoded(image, kind)
+    crop = RandomResizedCrop(32, scale=(0.3, 1.0))
+    chosen = windows(crop, (90, 120), 40)
+    mirrored = 0
+    for number, (top, left, height, width) in enumerate(chosen):
+      found = crop(stored, tf.constant([5, number], tf.int64))
+      self.assertEqual((found.dtype, found.shape), (tf.uint8, (32, 32, 3)))
+      window = resized(image[top : top + height, left : left + width], 32)
+      errors = [
+        np.abs(found.numpy() - each).max() for each in (window, window[:, ::-1])
+      ]
+      # A JPEG's colours are stored at half the resolution.
+      self.assertLess(min(errors), 14 if kind == "jpeg" else 0.51)
+      self.assertGreater(max(errors), 30)
+      mirrored += errors[1] < errors[0]
+    self.assertBetween(mirrored, 8, 32)
+
+  def test_without_flip_none_is_mirrored(self):
+    image = smooth_image(90, 120)
+    crop = RandomResizedCrop(32, flip=False)
+    for number, (top, left, height, width) in enumerate(windows(crop, (90, 120), 10)):
+      window = resized(image[top : top + height, left : left + width], 32)
+      found = crop(bare(image), tf.constant([5, number], tf.int64))
+      self.assertAllClose(found, window, atol=0.51)
+
+  def test_the_seed_alone_decides(self):
+    tf.random.set_seed(1)
+    first = windows(RandomResizedCrop(8), (90, 120), 10)
+    tf.random.set_seed(2)
+    self.assertAllEqual(first, windows(RandomResizedCrop(8), (90, 120), 10))
+
+
+class CentreCropTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.product(
+    kind=["bare", "png", "jpeg"], shape=[(96, 128), (128, 97), (33, 33)]
+  )
+  def test_pixels(self, kind, shape):
+    image = smooth_image(*shape)
+    side = round(0.875 * min(shape))
+    top, left = ((length - side) // 2 for length in shape)
+    expected = resized(image[top : top + side, left : left + side], 28)
+    stored = bare(image) if kind == "bare" else encoded(image, kind)
+    found = CentreCrop(28)(stored)
+    self.assertEqual(found.dtype, tf.uint8)
+    tolerance = 14 if kind == "jpeg" else 0.51
+    self.assertAllClose(found.numpy().astype(float), expected, atol=tolerance)
+
+  def test_of_the_whole_in_its_own_size_nothing_changes(self):
+    image = smooth_image(28, 28)
+    self.assertAllEqual(CentreCrop(28, fraction=1.0)(bare(image)), image)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf.data import augment, pipeline, records, writing
+from dat_tf.data import augment, pipeline, records, shards, writing
 from dat_tf.errors import UserError
+from record_files import example, flip_byte, gradient_image, read, write
 
 SHAPE = (4, 5, 1)
 CLASSES = 10
@@ -80,13 +81,13 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     self, sizes, num_workers
   ):
     paths = self.write(sizes)
-    shards = [
-      pipeline.shard_files(paths, worker, num_workers) for worker in range(num_workers)
+    parts = [
+      shards.shard_files(paths, worker, num_workers) for worker in range(num_workers)
     ]
-    self.assertEqual(sum(shard.num_examples for shard in shards), sum(sizes))
-    batches = max(-(-shard.num_examples // 4) for shard in shards)
+    self.assertEqual(sum(shard.num_examples for shard in parts), sum(sizes))
+    batches = max(-(-shard.num_examples // 4) for shard in parts)
     seen = {"evaluation": [], 0: [], 1: []}
-    for shard in shards:
+    for shard in parts:
       training = collect(self.training(shard, (0, 2), batches))
       evaluation = collect(self.evaluation(shard, batches))
       self.assertLen(evaluation["label"], batches * 4)
@@ -107,7 +108,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     paths = self.write([6] * num_files)
     readers = collections.Counter()
     for worker in range(num_workers):
-      slices = pipeline.shard_files(paths, worker, num_workers).slices
+      slices = shards.shard_files(paths, worker, num_workers).slices
       whole = [piece for piece in slices if piece.stride == 1]
       self.assertLen(whole, num_whole)
       self.assertEqual(
@@ -119,7 +120,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(readers, collections.Counter(range(num_whole * num_workers)))
 
   def test_an_element_is_the_record_that_its_id_names(self):
-    shard = pipeline.shard_files(self.write((7, 6)), 0, 1)
+    shard = shards.shard_files(self.write((7, 6)), 0, 1)
     for dataset in (self.training(shard), self.evaluation(shard)):
       stream = collect(dataset)
       for name, dtype in dict(
@@ -132,11 +133,11 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(stream[name].dtype, dtype)
       files, numbers = np.divmod(stream["example_id"], 2**32)
       images = np.stack([image_of(f, r) for f, r in zip(files, numbers)])
-      self.assertAllEqual(stream["image"], images.astype(np.float32) / np.float32(255))
+      self.assertAllClose(stream["image"], images / 255, rtol=1e-6)
       self.assertAllEqual(stream["label"], (files + numbers) % CLASSES)
 
   def test_batches_have_static_shapes_and_a_known_number(self):
-    shard = pipeline.shard_files(self.write((7, 6)), 0, 1)
+    shard = shards.shard_files(self.write((7, 6)), 0, 1)
     for dataset, batches in (
       (self.training(shard, (2, 5)), 12),
       (self.evaluation(shard), 4),
@@ -147,7 +148,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
       self.assertLen(list(dataset), batches)
 
   def test_fillers_are_the_first_examples_at_weight_0(self):
-    shard = pipeline.shard_files(self.write((2, 3)), 0, 1)
+    shard = shards.shard_files(self.write((2, 3)), 0, 1)
     for dataset in (self.training(shard, batches=3), self.evaluation(shard, batches=3)):
       stream = collect(dataset)
       self.assertAllEqual(stream["weight"], [1] * 5 + [0] * 7)
@@ -155,19 +156,19 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(stream["example_id"][5:], ids + ids[:2])
 
   def test_evaluation_reads_file_after_file(self):
-    shard = pipeline.shard_files(self.write((5, 0, 7)), 0, 1)
+    shard = shards.shard_files(self.write((5, 0, 7)), 0, 1)
     stream = collect(self.evaluation(shard))
     self.assertAllEqual(stream["example_id"], all_ids((5, 0, 7)))
     self.assertAllEqual(stream["epoch"], [0] * 12)
 
   def test_no_shuffle_buffer_keeps_the_order_of_the_files(self):
-    shard = pipeline.shard_files(self.write((5, 7)), 0, 1)
+    shard = shards.shard_files(self.write((5, 7)), 0, 1)
     stream = collect(self.training(shard, (0, 2), shuffle_buffer=0))
     self.assertAllEqual(stream["example_id"], 2 * all_ids((5, 7)))
     self.assertAllEqual(stream["epoch"], [0] * 12 + [1] * 12)
 
   def test_the_same_seed_gives_the_same_stream_whatever_the_global_seed(self):
-    shard = pipeline.shard_files(self.write((9, 8, 7)), 0, 1)
+    shard = shards.shard_files(self.write((9, 8, 7)), 0, 1)
     settings = dict(epochs=(0, 3), augmentation=augment.PadCropFlip(2))
     tf.random.set_seed(0)
     first = collect(self.training(shard, **settings))
@@ -179,7 +180,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     self.assertNotAllEqual(first["example_id"], other["example_id"])
 
   def test_a_restart_at_an_epoch_gives_the_rest_of_the_stream(self):
-    shard = pipeline.shard_files(self.write((9, 8, 6)), 0, 1)
+    shard = shards.shard_files(self.write((9, 8, 6)), 0, 1)
     settings = dict(batches=7, augmentation=augment.PadCropFlip(2))
     unbroken = collect(self.training(shard, (0, 4), **settings))
     restarted = collect(self.training(shard, (2, 4), **settings))
@@ -187,7 +188,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(values[2 * 7 * 4 :], restarted[name])
 
   def test_order_of_records_changes_with_the_epoch(self):
-    shard = pipeline.shard_files(self.write((40,)), 0, 1)
+    shard = shards.shard_files(self.write((40,)), 0, 1)
     stream = collect(self.training(shard, (0, 3), shuffle_buffer=40))
     epochs = stream["example_id"].reshape(3, 40)
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -196,10 +197,40 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     self.assertGreater(np.abs(np.diff(epochs[0])).mean(), 5)
 
   def test_order_of_files_changes_with_the_epoch(self):
-    shard = pipeline.shard_files(self.write([1] * 12), 0, 1)
+    shard = shards.shard_files(self.write([1] * 12), 0, 1)
     stream = collect(self.training(shard, (0, 3), shuffle_buffer=1))
     orders = {tuple(order) for order in stream["example_id"].reshape(3, 12)}
     self.assertLen(orders, 3)
+
+  def test_a_continuous_stream_goes_round_and_epochs_cut_it(self):
+    shard = shards.shard_files(self.write((7, 6)), 0, 1)
+
+    def stream(first_epoch):
+      dataset = pipeline.continuous_dataset(
+        shard,
+        form=records.DAT,
+        image_shape=SHAPE,
+        num_classes=CLASSES,
+        batch_size=4,
+        batches_per_epoch=2,
+        first_epoch=first_epoch,
+        last_epoch=6,
+        seed=3,
+        shuffle_buffer=7,
+      )
+      self.assertEqual(dataset.cardinality(), 2 * (6 - first_epoch))
+      return collect(dataset)
+
+    whole = stream(0)
+    self.assertAllEqual(whole["weight"], np.ones(48))
+    self.assertAllEqual(whole["epoch"], np.repeat(range(6), 8))
+    rounds = [whole["example_id"][start : start + 13] for start in (0, 13, 26)]
+    for ids in rounds:
+      self.assertCountEqual(ids, all_ids((7, 6)))
+    self.assertNotEqual(list(rounds[0]), list(rounds[1]))
+    for first_epoch in (1, 3):
+      for name, values in stream(first_epoch).items():
+        self.assertAllEqual(values, whole[name][8 * first_epoch :])
 
   def test_augmentation_does_not_depend_on_the_number_of_workers(self):
     paths = self.write((6, 5, 5, 4))
@@ -207,7 +238,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     def augmented(num_workers) -> dict:
       images = {}
       for worker in range(num_workers):
-        shard = pipeline.shard_files(paths, worker, num_workers)
+        shard = shards.shard_files(paths, worker, num_workers)
         stream = collect(
           self.training(shard, (0, 2), augmentation=augment.PadCropFlip(2))
         )
@@ -227,7 +258,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     self.assertGreater(np.mean(changed), 0.8)
 
   def test_local_data_is_all_read_under_ids_of_its_own(self):
-    shard = pipeline.shard_files(self.write((3, 5)), 2, 4, data_is_local=True)
+    shard = shards.shard_files(self.write((3, 5)), 2, 4, data_is_local=True)
     self.assertEqual(shard.num_examples, 8)
     stream = collect(self.evaluation(shard))
     first = example_id(2 * 2**20, 0)
@@ -236,7 +267,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
   def test_empty_shard(self):
     paths = self.write((2,))
     with self.assertRaisesRegex(UserError, r"Worker 2 \(counted from 0\) of 3 has no"):
-      pipeline.shard_files(paths, 2, 3)
+      shards.shard_files(paths, 2, 3)
 
   def test_one_based_jpegs(self):
     path = os.path.join(self.get_temp_dir(), "jpegs")
@@ -253,7 +284,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
         }
         features = tf.train.Features(feature=feature)
         writer.write(tf.train.Example(features=features).SerializeToString())
-    shard = pipeline.shard_files([path], 0, 1)
+    shard = shards.shard_files([path], 0, 1)
     settings = dict(form=records.detect_form(path), image_shape=(8, 8, 3))
     stream = collect(self.evaluation(shard, batch_size=2, **settings))
     self.assertAllEqual(stream["label"], [0, CLASSES - 1])
@@ -261,8 +292,109 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaises(tf.errors.InvalidArgumentError):
       collect(self.evaluation(shard, batch_size=2, first_label=0, **settings))
 
+  def test_unlabelled_reading(self):
+    path = os.path.join(self.get_temp_dir(), "some")
+    image = gradient_image(*SHAPE)
+    common = {"image/raw": image.tobytes(), "image/shape": image.shape}
+    write(path, [example(**common, label=3), example(**common)])
+    shard = shards.shard_files([path], 0, 1)
+    form = records.detect_form(path, needs_label=False)
+    for make in (self.training, self.evaluation):
+      stream = collect(make(shard, form=form, batch_size=2))
+      self.assertEqual(stream["label"].dtype, np.int64)
+      self.assertCountEqual(stream["label"], [3, -1])
+      with self.assertRaises(tf.errors.InvalidArgumentError):
+        collect(make(shard, form=form, batch_size=2, num_classes=3))
+      with self.assertRaises(tf.errors.InvalidArgumentError):
+        collect(make(shard, batch_size=2))
+
+  def test_soft_labels(self):
+    path = os.path.join(self.get_temp_dir(), "soft")
+    image = gradient_image(*SHAPE)
+    common = {"image/raw": image.tobytes(), "image/shape": image.shape}
+    soft = np.float32([0.5, 0.25, 0.25])
+    write(path, [example(**common, label__soft=soft), example(**common)])
+    shard = shards.shard_files([path], 0, 1)
+    settings = dict(form=records.detect_form(path, needs_label=False), batch_size=2)
+    dataset = self.evaluation(shard, num_classes=3, **settings)
+    self.assertEqual(dataset.element_spec["label"].shape, (2, 3))
+    stream = collect(dataset)
+    self.assertEqual(stream["label"].dtype, np.float32)
+    self.assertAllEqual(stream["label"], [soft, [0, 0, 0]])
+    with self.assertRaisesRegex(UserError, "for 3 classes, and --num_classes=10"):
+      self.evaluation(shard, **settings)
+    write(path, [example(**common, label__soft=2 * soft), example(**common)])
+    shard = shards.shard_files([path], 0, 1)
+    with self.assertRaises(tf.errors.InvalidArgumentError):
+      collect(self.evaluation(shard, num_classes=3, **settings))
+
+  def test_images_of_any_size_are_cropped_to_one(self):
+    path = os.path.join(self.get_temp_dir(), "sizes")
+    shapes = [(9, 12, 3), (30, 20, 3), (8, 8, 3)]
+    images = [gradient_image(*shape) for shape in shapes]
+    encoders = [tf.io.encode_jpeg, tf.io.encode_png, tf.io.encode_jpeg]
+    encoded = [encode(image).numpy() for encode, image in zip(encoders, images)]
+    write(path, [example(image=image, label=0) for image in encoded])
+    shard = shards.shard_files([path], 0, 1)
+    settings = dict(form=records.TFDS, image_shape=(8, 8, 3), batch_size=3)
+    crop = augment.CentreCrop(8, fraction=1.0)
+    stream = collect(self.evaluation(shard, crop=crop, **settings))
+    expected = [
+      np.asarray(crop(records.StoredImage(tf.constant(image), None, 3)))
+      for image in encoded
+    ]
+    self.assertAllClose(stream["image"], np.array(expected) / 255, rtol=1e-6)
+    crop = augment.RandomResizedCrop(8)
+    first, second = (
+      collect(self.training(shard, (0, 2), augmentation=crop, **settings))
+      for _ in range(2)
+    )
+    self.assertEqual(first["image"].shape, (6, 8, 8, 3))
+    self.assertAllEqual(first["image"], second["image"])
+    with self.assertRaises(tf.errors.InvalidArgumentError):
+      collect(self.evaluation(shard, **settings))
+
+  @parameterized.parameters(1, 2, 3)
+  def test_bad_records_are_left_out_and_no_others(self, num_workers):
+    sizes = (6, 5, 7)
+    paths = self.write(sizes)
+    frame = 16 + len(read(paths[0])[0])
+    flip_byte(paths[0], 2 * frame + 40)  # Data.
+    flip_byte(paths[2], 1)  # A length.
+    flip_byte(paths[2], 4 * frame + 40)
+    with self.assertRaisesRegex(UserError, "--skip_bad_records"):
+      shards.shard_files([paths[2]], 0, 1)
+    bad = [example_id(*each) for each in ((0, 2), (2, 0), (2, 4))]
+    left = sorted(set(all_ids(sizes)) - set(bad))
+    parts = [
+      shards.shard_files(paths, worker, num_workers, skip_bad_records=True)
+      for worker in range(num_workers)
+    ]
+    seen = {"training": [], "evaluation": []}
+    for shard in parts:
+      for kind, make in (("training", self.training), ("evaluation", self.evaluation)):
+        stream = collect(make(shard))
+        real = stream["weight"] == 1
+        self.assertEqual(np.sum(real), shard.num_examples)
+        files, numbers = np.divmod(stream["example_id"], 2**32)
+        images = np.stack([image_of(f, r) for f, r in zip(files, numbers)])
+        self.assertAllClose(stream["image"], images / 255, rtol=1e-6)
+        seen[kind] += list(stream["example_id"][real])
+    for ids in seen.values():
+      self.assertCountEqual(ids, left)
+    lines = [line for shard in parts for line in shard.bad_records]
+    self.assertLen(lines, 3)
+    for path, number in ((paths[0], 2), (paths[2], 0), (paths[2], 4)):
+      start = f"{path}: record {number} (counted from 0) "
+      self.assertLen([line for line in lines if line.startswith(start)], 1)
+    shards.check_bad_records(lines, 3)
+    with self.assertRaisesRegex(UserError, r"^3 records are bad.*=2: ") as caught:
+      shards.check_bad_records(lines, 2)
+    for line in lines:
+      self.assertIn(line, str(caught.exception))
+
   def test_a_label_out_of_range_stops_the_stream_and_is_located(self):
-    shard = pipeline.shard_files(self.write((6, 9)), 0, 1)
+    shard = shards.shard_files(self.write((6, 9)), 0, 1)
     for dataset in (
       self.training(shard, num_classes=9),
       self.evaluation(shard, num_classes=9),
@@ -274,7 +406,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
         collect(dataset)
 
   def test_an_image_of_another_shape_stops_the_stream(self):
-    shard = pipeline.shard_files(self.write((6,)), 0, 1)
+    shard = shards.shard_files(self.write((6,)), 0, 1)
     with self.assertRaises(tf.errors.InvalidArgumentError):
       collect(self.training(shard, image_shape=(5, 4, 1)))
 
@@ -283,7 +415,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     with open(paths[0], "r+b") as file:
       file.seek(30)
       file.write(b"\xff\xff")
-    shard = pipeline.shard_files(paths, 0, 1)
+    shard = shards.shard_files(paths, 0, 1)
     with self.assertRaises(tf.errors.DataLossError):
       collect(self.training(shard))
 

@@ -1,14 +1,33 @@
 """The record forms, the files, and what is said about bad ones."""
 
+import dataclasses
+import io
 import os
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf.data import records
 from dat_tf.errors import UserError
 from record_files import bare_pixels, example, flip_byte, gradient_image, write
+
+
+def record_of(form: records.RecordForm, label=None, **features) -> bytes:
+  """A record of any form, with or without a label."""
+  image = gradient_image()
+  if form.shape:
+    features |= {form.image: image.tobytes(), form.shape: image.shape}
+  else:
+    features |= {form.image: tf.io.encode_png(image).numpy()}
+  return example(**features, **{} if label is None else {form.label: label})
+
+
+def smooth_image() -> np.ndarray:
+  """uint8 [40, 60, 3], large enough for several blocks of a JPEG."""
+  rows, columns = np.mgrid[:40, :60]
+  return np.stack([2 * rows, rows + columns, 150 - columns], -1).astype(np.uint8)
 
 
 class FormsTest(tf.test.TestCase, parameterized.TestCase):
@@ -30,7 +49,8 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
     else:
       serialized = example(image=encoded, label=6, file_name=b"a.JPEG")
     form = records.detect_form(write(self.path, [serialized]))
-    parsed, label = form.parse(tf.constant(serialized), 3)
+    stored, label = form.parse(tf.constant(serialized), 3)
+    parsed = stored.decode()
     self.assertEqual(parsed.dtype, tf.uint8)
     self.assertEqual(label.dtype, tf.int64)
     self.assertEqual(label, 6)
@@ -40,15 +60,15 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
   def test_encoded_image_takes_the_wanted_channels(self):
     gray = gradient_image(channels=1)
     serialized = example(image=tf.io.encode_png(gray).numpy(), label=0)
-    parsed, _ = records.TFDS.parse(tf.constant(serialized), 3)
-    self.assertAllEqual(parsed, np.repeat(gray, 3, axis=-1))
+    stored, _ = records.TFDS.parse(tf.constant(serialized), 3)
+    self.assertAllEqual(stored.decode(), np.repeat(gray, 3, axis=-1))
 
   def test_bare_pixels(self):
     image = np.random.default_rng(0).integers(0, 256, (3, 4, 2), np.uint8)
     serialized = bare_pixels(5, image)
     form = records.detect_form(write(self.path, [serialized]))
-    parsed, label = form.parse(tf.constant(serialized), 2)
-    self.assertAllEqual(parsed, image)
+    stored, label = form.parse(tf.constant(serialized), 2)
+    self.assertAllEqual(stored.decode(), image)
     self.assertEqual(label, 5)
 
   @parameterized.parameters((None, 4), (0, 5), (1, 4))
@@ -57,6 +77,57 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
     serialized = example(image__encoded=png, image__class__label=5)
     _, label = records.IMAGENET.parse(tf.constant(serialized), 3, first_label)
     self.assertEqual(label, expected)
+
+  @parameterized.parameters(*records.FORMS)
+  def test_a_missing_label_is_allowed_only_in_unlabelled_data(self, form):
+    labelled, unlabelled = record_of(form, label=form.first_label), record_of(form)
+    write(self.path, [unlabelled, labelled])
+    with self.assertRaisesRegex(UserError, "are of no known form"):
+      records.detect_form(self.path)
+    found = records.detect_form(self.path, needs_label=False)
+    self.assertEqual(found, dataclasses.replace(form, needs_label=False))
+    for serialized, label in ((labelled, 0), (unlabelled, -1)):
+      self.assertEqual(found.parse(tf.constant(serialized), 3)[1], label)
+    # The first label is not taken off where there is none.
+    for first_label in (0, 1):
+      _, label = found.parse(tf.constant(unlabelled), 3, first_label)
+      self.assertEqual(label, -1)
+    with self.assertRaises(tf.errors.InvalidArgumentError):
+      form.parse(tf.constant(unlabelled), 3)
+
+  @parameterized.parameters(*records.FORMS)
+  def test_soft_labels(self, form):
+    soft = record_of(form, label=2, label__soft=np.float32([0.25, 0.75, 0]))
+    write(self.path, [soft])
+    found = records.detect_form(self.path, needs_label=False)
+    self.assertEqual(found.soft_classes, 3)
+    for serialized, label in ((soft, [0.25, 0.75, 0]), (record_of(form), [0, 0, 0])):
+      parsed = found.parse(tf.constant(serialized), 3)[1]
+      self.assertEqual(parsed.dtype, tf.float32)
+      self.assertAllEqual(parsed, label)
+    # Where labels are needed the soft one does not count.
+    self.assertEqual(records.detect_form(self.path), form)
+    _, label = form.parse(tf.constant(soft), 3)
+    self.assertEqual(label, 2 - form.first_label)
+
+  def test_right_labels(self):
+    form = dataclasses.replace(records.DAT, needs_label=False)
+    soft = dataclasses.replace(form, soft_classes=2)
+    labels = tf.constant([-2, -1, 0, 2, 3], tf.int64)
+    self.assertAllEqual(records.DAT.is_right(labels, 3), [0, 0, 1, 1, 0])
+    self.assertAllEqual(form.is_right(labels, 3), [0, 1, 1, 1, 0])
+    labels = [[0.3, 0.7], [0, 0], [1.5, -0.5], [0.5, 0.4], [np.nan, 1]]
+    self.assertAllEqual(soft.is_right(tf.constant(labels), 2), [1, 1, 0, 0, 0])
+
+  def test_form_by_the_first_good_record(self):
+    write(self.path, [bare_pixels(0), bare_pixels(1)])
+    flip_byte(self.path, 30)
+    with self.assertRaisesRegex(UserError, "record 0"):
+      records.detect_form(self.path)
+    form = records.detect_form(self.path, skip_bad_records=True)
+    self.assertEqual(form, records.DAT)
+    shape = records.first_image_shape(self.path, form, skip_bad_records=True)
+    self.assertEqual(shape, (6, 5, 3))
 
   def test_unknown_form_names_what_was_found_and_what_is_known(self):
     write(self.path, [example(picture=b"", cls=1)])
@@ -82,6 +153,57 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
       file.write(content)
     with self.assertRaisesRegex(UserError, self.path):
       records.detect_form(self.path)
+
+
+class StoredImageTest(tf.test.TestCase, parameterized.TestCase):
+  """Against Pillow's decoder."""
+
+  def stored(self, image: PIL.Image.Image, kind: str, channels: int):
+    if kind == "bare":
+      pixels = np.asarray(image)
+      return records.StoredImage(tf.constant(pixels.tobytes()), pixels.shape, channels)
+    encoded = io.BytesIO()
+    image.save(encoded, kind, **{"quality": 95} if kind == "jpeg" else {})
+    return records.StoredImage(tf.constant(encoded.getvalue()), None, channels)
+
+  @parameterized.product(
+    kind=["jpeg", "png", "bare"],
+    window=[(0, 0, 40, 60), (7, 13, 20, 11), (39, 59, 1, 1)],
+  )
+  def test_window(self, kind, window):
+    image = smooth_image()
+    stored = self.stored(PIL.Image.fromarray(image), kind, 3)
+    seen = []
+
+    def choose(shape):
+      seen.append(shape)
+      return tf.constant(window)
+
+    found = stored.decode_window(choose)
+    self.assertEqual(found.dtype, tf.uint8)
+    for shape in seen:
+      self.assertAllEqual(shape, [40, 60])
+    top, left, height, width = window
+    expected = image[top : top + height, left : left + width]
+    self.assertAllClose(
+      found.numpy().astype(int),
+      expected.astype(int),
+      atol=8 if kind == "jpeg" else 0,
+    )
+
+  @parameterized.parameters(
+    ("L", 1), ("L", 3), ("RGB", 1), ("RGB", 3), ("CMYK", 3)
+  )  # TensorFlow makes no grey of CMYK.
+  def test_jpegs_take_the_wanted_channels(self, mode, channels):
+    image = PIL.Image.fromarray(smooth_image()).convert(mode)
+    stored = self.stored(image, "jpeg", channels)
+    expected = image.convert("L" if channels == 1 else "RGB")
+    expected = np.asarray(expected).reshape(40, 60, channels).astype(int)
+    for found in (
+      stored.decode(),
+      stored.decode_window(lambda shape: tf.concat([[0, 0], shape], 0)),
+    ):
+      self.assertAllClose(found.numpy().astype(int), expected, atol=8)
 
 
 class FilesTest(tf.test.TestCase, parameterized.TestCase):
@@ -159,6 +281,28 @@ class ExplainTest(tf.test.TestCase, parameterized.TestCase):
     self.assert_names_it(
       self.explain(bare_pixels(1, gradient_image(5, 6))), "(5, 6, 3)", "(6, 5, 3)"
     )
+
+  def test_wrong_channels_where_any_size_will_do(self):
+    self.explain(bare_pixels(1, gradient_image(7, 9)))
+    common = [self.good, self.bad], records.DAT
+    self.assertIsNone(records.explain_data_error(*common, (None, None, 3), 10))
+    os.remove(self.bad)
+    self.explain(bare_pixels(1, gradient_image(7, 9, 1)))
+    message = records.explain_data_error(*common, (None, None, 3), 10)
+    self.assert_names_it(message, "(7, 9, 1)", "(None, None, 3)")
+
+  def test_soft_label_that_is_no_distribution(self):
+    form = dataclasses.replace(records.DAT, needs_label=False, soft_classes=3)
+    bad = record_of(records.DAT, label__soft=np.float32([0.5, 0.75, 0]))
+    self.assert_names_it(self.explain(bad, form, num_classes=3), "soft label", "0.75")
+
+  def test_damage_that_is_skipped_is_of_no_concern(self):
+    size = 16 + len(bare_pixels(1))
+    self.explain(bare_pixels(10))
+    flip_byte(self.bad, size + 30)
+    message = self.explain()
+    self.assertStartsWith(message, f"{self.bad}: record 1 (counted from 0) fails")
+    self.assert_names_it(self.explain(skip_bad_records=True), "label 10")
 
   def test_fewer_pixels_than_the_shape_says(self):
     self.assert_names_it(

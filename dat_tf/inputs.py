@@ -1,0 +1,199 @@
+"""The data of a run: the files that its flags name, and batches of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Optional
+
+import tensorflow as tf
+from absl import flags
+
+from dat_tf import cluster as cluster_lib
+from dat_tf import parts
+from dat_tf.data import mixture, pipeline, records, shards
+from dat_tf.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One worker's share of some TFRecords.
+
+  Attributes:
+    shard: the records of this worker.
+    paths: the files that hold them.
+    form: their form.
+    image_shape: (height, width, channels) of the images in its batches.
+    stored_shape: that of the images in the files, with None for what may be any.
+    steps: global batches in one pass, the same on all workers.
+  """
+
+  shard: shards.Shard
+  paths: list[str]
+  form: records.RecordForm
+  image_shape: tuple[int, ...]
+  stored_shape: tuple[Optional[int], ...]
+  steps: int
+
+
+class Inputs:
+  """One worker's data. Every worker makes the same calls in the same order.
+
+  Attributes:
+    train: labelled examples to train on; None in modes that do not train.
+    test: examples to evaluate on; None if there are none.
+    unlabeled: examples to train on or to label without true labels; None if there are
+      none.
+  """
+
+  def __init__(
+    self,
+    config: flags.FlagValues,
+    cluster: cluster_lib.Cluster,
+    strategy: tf.distribute.Strategy,
+  ):
+    """Opens the files; a collective.
+
+    Raises:
+      UserError: files are missing or damaged, or do not go together.
+    """
+    self._config, self._cluster, self._strategy = config, cluster, strategy
+    self._replicas = strategy.num_replicas_in_sync
+    first_label = None if config.first_label == "auto" else int(config.first_label)
+    self.reading = {"num_classes": config.num_classes, "first_label": first_label}
+    per_replica = config.global_batch_size // self._replicas
+    training = config.mode.startswith("train")
+    unlabeled = 0
+    if training and config.unlabeled_data:
+      unlabeled = round(config.unlabeled_fraction * per_replica)
+      if not 0 < unlabeled < per_replica:
+        raise UserError(
+          f"--unlabeled_fraction={config.unlabeled_fraction:g} of the {per_replica} "
+          "image(s) that a replica takes in a step leaves none of either kind: choose "
+          "another, or a larger --global_batch_size."
+        )
+    self._batch_sizes = per_replica - unlabeled, unlabeled
+    local = config.data_is_local
+    self.train = self.test = self.unlabeled = None
+    if training:
+      self.train = self._open(config.train_data, self._batch_sizes[0], local)
+    if config.test_data and config.mode != "pseudo_label":
+      self.test = self._open(config.test_data, per_replica)
+    if unlabeled or config.mode == "pseudo_label":
+      self.unlabeled = self._open(
+        config.unlabeled_data, unlabeled or per_replica, local, needs_label=False
+      )
+    shapes = {source.image_shape for source in self._sources}
+    if len(shapes) > 1:
+      raise UserError(
+        f"The images are of different shapes, {sorted(shapes)}: write all of them in "
+        "one, or set --image_size."
+      )
+    if not shapes:
+      raise UserError("--test_data is required: the images' shape is read from it.")
+    (self.image_shape,) = shapes
+    if config.skip_bad_records:
+      self._check_bad_records()
+
+  @property
+  def _sources(self) -> list[Source]:
+    return list(filter(None, (self.train, self.unlabeled, self.test)))
+
+  def _open(
+    self,
+    pattern: str,
+    batch_size: int,
+    is_local: bool = False,
+    needs_label: bool = True,
+  ) -> Source:
+    config, cluster = self._config, self._cluster
+    skip = config.skip_bad_records > 0
+    paths = records.match_files(pattern)
+    shard = shards.shard_files(
+      paths, cluster.index, cluster.num_workers, is_local, skip
+    )
+    form = records.detect_form(paths[0], needs_label, skip)
+    shape = records.first_image_shape(paths[0], form, skip)
+    stored_shape: tuple[Optional[int], ...] = shape
+    if config.image_size:
+      shape = config.image_size, config.image_size, shape[-1]
+      stored_shape = None, None, shape[-1]
+    batches = pipeline.batches_per_epoch(shard.num_examples, batch_size)
+    local_replicas = self._replicas // cluster.num_workers
+    steps = cluster_lib.all_workers_max(self._strategy, -(-batches // local_replicas))
+    mine = [piece.path for piece in shard.slices]
+    return Source(shard, mine, form, shape, stored_shape, steps)
+
+  def _check_bad_records(self) -> None:
+    """Reports the records that are left out; ends the run if they are too many."""
+    mine = [bad for source in self._sources for bad in source.shard.bad_records]
+    texts = cluster_lib.all_workers_texts(self._strategy, json.dumps(mine))
+    bad_records = [bad for text in texts for bad in json.loads(text)]
+    shards.check_bad_records(bad_records, self._config.skip_bad_records)
+    if self._cluster.is_chief:
+      for bad in bad_records:
+        print(f"Left out: {bad}", flush=True)
+
+  def training_batches(self, first_epoch: int) -> tf.data.Dataset:
+    """Batches for a replica of this worker, of all epochs that are left."""
+    config, source = self._config, self.train
+    assert source is not None
+    common = {
+      **self.reading,
+      "image_shape": source.image_shape,
+      "batches_per_epoch": source.steps * self._replicas // self._cluster.num_workers,
+      "first_epoch": first_epoch,
+      "last_epoch": config.epochs,
+      "seed": config.seed,
+      "shuffle_buffer": config.shuffle_buffer,
+      "augmentation": parts.make_augmentation(config),
+    }
+    labeled, unlabeled = self._batch_sizes
+    dataset = pipeline.training_dataset(
+      source.shard,
+      form=source.form,
+      batch_size=labeled,
+      data_service=config.data_service,
+      **common,
+    )
+    if self.unlabeled is None:
+      return dataset
+    others = pipeline.continuous_dataset(
+      self.unlabeled.shard,
+      form=self.unlabeled.form,
+      batch_size=unlabeled,
+      **common,
+    )
+    return mixture.mixed(dataset, others, config.num_classes)
+
+  def evaluation_batches(
+    self, source: Source, batch_size: Optional[int] = None
+  ) -> tf.data.Dataset:
+    """Batches of one pass, for a replica of this worker or of another size."""
+    examples = source.steps * self._config.global_batch_size
+    batch_size = batch_size or self._config.global_batch_size // self._replicas
+    return pipeline.evaluation_dataset(
+      source.shard,
+      form=source.form,
+      image_shape=source.image_shape,
+      batch_size=batch_size,
+      batches_per_epoch=pipeline.batches_per_epoch(
+        examples // self._cluster.num_workers, batch_size
+      ),
+      crop=parts.make_crop(self._config),
+      **self.reading,
+    )
+
+  def explain(self) -> Optional[str]:
+    """What is wrong with this worker's first bad record, if one is bad: one line."""
+    for source in self._sources:
+      message = records.explain_data_error(
+        source.paths,
+        source.form,
+        source.stored_shape,
+        skip_bad_records=self._config.skip_bad_records > 0,
+        **self.reading,
+      )
+      if message is not None:
+        return message
+    return None
