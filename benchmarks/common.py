@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import scipy.stats
 from absl import flags
 from tabulate import tabulate
 
@@ -87,6 +89,41 @@ def accuracies(
     "standard_accuracy": results["standard_accuracy"],
     "robust_accuracy": results["robust_accuracy"]["pgd-20"],
   }
+
+
+def compared(
+  results: Sequence[dict[str, dict[str, float]]], base: str
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+  """Compares methods that were run with the same seeds.
+
+  Args:
+    results: for each seed, `accuracies` by method; two seeds at least.
+    base: the method to which the others are compared, seed by seed.
+
+  Returns:
+    The table's rows, and for each METHOD the means over the seeds
+    (METHOD_standard_accuracy, METHOD_robust_accuracy), the means of METHOD - base
+    (METHOD_standard_difference, ...) and half the width of their 95 % interval,
+    Student's (METHOD_standard_interval, ...), all from 0 to 1; and `seeds`.
+  """
+  count = len(results)
+  spread = scipy.stats.t.ppf(0.975, count - 1) / np.sqrt(count)
+  rows: list[dict[str, Any]] = []
+  figures: dict[str, float] = {"seeds": count}
+  for method in results[0]:
+    row = {"method": method}
+    for kind in ("standard", "robust"):
+      key = f"{kind}_accuracy"
+      values = np.array([seed[method][key] for seed in results])
+      gained = values - [seed[base][key] for seed in results]
+      mean, half = gained.mean(), spread * gained.std(ddof=1)
+      figures[f"{method}_{key}"] = values.mean()
+      figures[f"{method}_{kind}_difference"] = mean
+      figures[f"{method}_{kind}_interval"] = half
+      row[key] = f"{values.mean():.2%}"
+      row[f"{kind} - {base}, points"] = f"{100 * mean:+.2f} +- {100 * half:.2f}"
+    rows.append(row)
+  return rows, figures
 
 
 def python(*command: str) -> None:

@@ -23,8 +23,6 @@ from __future__ import annotations
 import os
 
 import common
-import numpy as np
-import scipy.stats
 from absl import flags
 
 from dat_tf.startup import run_script
@@ -65,28 +63,11 @@ def run(method: str, seed: int) -> dict[str, float]:
 
 def main(argv: list[str]) -> None:
   del argv
-  count = _SEEDS.value
+  seeds = range(_SEEDS.value)
   # Seed by seed: what an interruption leaves can be compared.
-  results = [{method: run(method, seed) for method in METHODS} for seed in range(count)]
-  spread = scipy.stats.t.ppf(0.975, count - 1) / np.sqrt(count)
-  figures: dict[str, float] = {
-    "seeds": count, "epochs": _EPOCHS.value, "num_workers": WORKERS
-  }  # fmt: skip
-  rows = []
-  for method in METHODS:
-    row = {"all-reduce": method}
-    for kind in ("standard", "robust"):
-      key = f"{kind}_accuracy"
-      values = np.array([seed[method][key] for seed in results])
-      lost = values - [seed["fp32"][key] for seed in results]
-      figures[f"{method}_{key}"] = values.mean()
-      figures[f"{method}_{kind}_difference"] = lost.mean()
-      figures[f"{method}_{kind}_interval"] = spread * lost.std(ddof=1)
-      row[key] = f"{values.mean():.2%}"
-      row[f"{kind} - fp32, points"] = (
-        f"{100 * lost.mean():+.2f} +- {100 * spread * lost.std(ddof=1):.2f}"
-      )
-    rows.append(row)
+  results = [{method: run(method, seed) for method in METHODS} for seed in seeds]
+  rows, figures = common.compared(results, "fp32")
+  figures.update(epochs=_EPOCHS.value, num_workers=WORKERS)
   print()
   common.report(rows, figures)
 

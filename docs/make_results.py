@@ -230,11 +230,12 @@ values than `float32 below` are not quantized. The default is 1,024, a bucket.
 {table(rows)}"""
 
 
-def quantized_accuracy(figures: dict[str, Any]) -> str:
-  suffix = "_standard_accuracy"
+def compared(figures: dict[str, Any], what: str) -> str:
+  """The table of methods that were run with the same seeds (`common.compared`)."""
+  suffix = "_standard_difference"
   rows = [
     {
-      "all-reduce": method,
+      what: method,
       **{
         title: cell
         for kind, name in (("standard", "clean"), ("robust", "under PGD-20"))
@@ -250,12 +251,56 @@ def quantized_accuracy(figures: dict[str, Any]) -> str:
     }
     for method in (key.removesuffix(suffix) for key in figures if key.endswith(suffix))
   ]
+  return table(rows)
+
+
+def quantized_accuracy(figures: dict[str, Any]) -> str:
   return f"""Fashion-MNIST, `flags/fashion_mnist_dat_pgd.flags` with {figures["epochs"]}
 epochs on {figures["num_workers"]} workers, {figures["seeds"]} seeds. `Nbit` is
 two-sided. Differences to fp32, seed by seed, are in points, with Student's 95 %
 interval.
 
+{compared(figures, "all-reduce")}"""
+
+
+def semi_supervised(figures: dict[str, Any]) -> str:
+  return f"""Fashion-MNIST with the labels of 4,000 images, `flags/
+fashion_mnist_semi_supervised.flags`, {figures["seeds"]} seeds, as many steps of as many
+images for all. The network that made the pseudo-labels has a clean accuracy of
+{figures["teacher_standard_accuracy"]:.1%}. Differences to labelled-only training, seed
+by seed, are in points, with Student's 95 % interval.
+
+{compared(figures, "training")}"""
+
+
+def input_pipeline(figures: dict[str, Any]) -> str:
+  rows = [
+    {
+      "pipeline": name,
+      "images/s": f"{figures[f'{key}_images_per_second']:.0f}",
+      "ours / it": f"{figures[ratio]:.2f}" if ratio in figures else "",
+    }
+    for key, ratio, name in (
+      ("ours", "", "ours, from TFRecord files"),
+      ("bare", "over_bare_decode", "bare tf.data map, in memory"),
+      ("torch", "over_torch_loader", "torchvision DataLoader, Pillow"),
+    )
+    if f"{key}_images_per_second" in figures
+  ]
+  return f"""JPEGs of 500 x 375, {figures["jpeg_kb"]:.0f} kB each, are cut, resized to
+224 x 224, flipped and batched; {figures["processes"]} cores, or processes of the
+DataLoader. Memory of ours: {figures["rss_mb_start"]:.0f} MB after a tenth of
+{figures["rss_images"]:,} images, {figures["rss_mb_end"]:.0f} MB after all.
+
 {table(rows)}"""
+
+
+def resnet50(figures: dict[str, Any]) -> str:
+  return f"""ResNet-50 at 224 x 224 on photographs, `flags/imagenet_dat_pgd.flags` with
+{figures["global_batch_size"]} images a step on {figures["num_workers"]} workers: the
+loss falls from {figures["first_loss"]:.2f} to {figures["last_loss"]:.2f} in
+{figures["steps"]} steps of {figures["seconds_per_step"]:.1f} s; the larger worker took
+{figures["peak_memory_gb"]:.1f} GB at its peak."""
 
 
 SECTIONS = (
@@ -280,6 +325,19 @@ SECTIONS = (
     "benchmarks/quantized_accuracy.py",
     quantized_accuracy,
   ),
+  (
+    "Semi-supervised training",
+    "semi_supervised",
+    "benchmarks/semi_supervised.py",
+    semi_supervised,
+  ),
+  (
+    "Input pipeline",
+    "input_pipeline",
+    "benchmarks/input_pipeline.py",
+    input_pipeline,
+  ),
+  ("ImageNet's path", "resnet50", "benchmarks/resnet50.py", resnet50),
   (
     "Small tensors",
     "full_precision",

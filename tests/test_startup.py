@@ -99,7 +99,8 @@ class ScriptTest(unittest.TestCase):
       from absl import flags
       from dat_tf.errors import UserError
       from dat_tf.startup import quiet, run_script
-      end = flags.DEFINE_enum("end", "none", ["none", "code", "user", "bug", "key"], "How.")
+      ends = ["none", "code", "user", "bug", "key"]
+      end = flags.DEFINE_enum("end", "none", ends, "How.")
       number = flags.DEFINE_integer("number", None, "At least 1.", lower_bound=1,
                                     required=True)
       def main(argv):
