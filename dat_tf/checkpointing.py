@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from typing import Optional
 
@@ -96,25 +98,34 @@ def export(classifier: tf.keras.Model, directory: str) -> None:
 
   Args:
     classifier: a plain model (`copy_weights`), images in [0, 1] -> logits.
-    directory: replaced as a whole, once the new one is complete.
+    directory: replaced as a whole, once the new one is complete; in an object store,
+      file by file.
   """
   # Keras warns of a model that was never compiled.
   classifier.compile(
     loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   )
-  gfile, new, old = tf.io.gfile, f"{directory}.new", f"{directory}.old"
-  _remove(new)
-  try:
+  in_store = "://" in directory
+  parent = None if in_store else os.path.dirname(os.path.abspath(directory))
+  with tempfile.TemporaryDirectory(dir=parent) as temporary:
+    new, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
     classifier.save(new, include_optimizer=False, save_format="tf")
-    if gfile.exists(directory):
-      _remove(old)
-      gfile.rename(directory, old)
-    gfile.rename(new, directory)
-    _remove(old)
-  finally:
-    _remove(new)
+    if in_store:
+      _upload(new, directory)
+      return
+    if os.path.exists(directory):
+      os.rename(directory, old)
+    os.rename(new, directory)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove(directory: str) -> None:
-  if tf.io.gfile.exists(directory):
-    tf.io.gfile.rmtree(directory)
+def _upload(source: str, target: str) -> None:
+  """Copies a directory to an object store, over what is there of the same names."""
+  for folder, _, names in os.walk(source):
+    there = os.path.normpath(os.path.join("/", os.path.relpath(folder, source)))
+    tf.io.gfile.makedirs(target + there)
+    for name in names:
+      path = os.path.join(there, name)
+      if tf.io.gfile.exists(target + path):  # some stores would write into it
+        tf.io.gfile.remove(target + path)
+      tf.io.gfile.copy(source + path, target + path)
