@@ -36,7 +36,7 @@ _WORK_DIR = flags.DEFINE_string(
 )
 
 GRID = {
-  "sgd": (0.05, 0.1, 0.2, 0.4),
+  "sgd": (0.02, 0.05, 0.1, 0.2, 0.4),
   # LARS' rate is multiplied by its trust coefficient of 0.001 in adapted layers.
   "lars": (1.0, 3.0, 10.0, 30.0),
   "lamb": (0.02, 0.05, 0.1),
