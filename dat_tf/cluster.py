@@ -28,6 +28,9 @@ from dat_tf.errors import UserError
 if TYPE_CHECKING:
   import tensorflow as tf
 
+# Seconds after which a silent worker is taken for dead.
+_SILENCE = 60
+
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
 
 
@@ -136,11 +139,31 @@ def make_strategy(
     num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
     rpc_layer="grpc",
   )
+  if several:
+    _bear_silence(cluster.num_workers)
   strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
   # TensorFlow has now set its own handler for SIGTERM, which only takes note of it: a
   # worker could not be asked to end.
   signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
   return strategy
+
+
+def _bear_silence(num_workers: int) -> None:
+  """Lets a worker be silent for longer before the others take it for dead.
+
+  TensorFlow's 10 s are little where processes share cores, or where a host swaps. A
+  worker that ends is noticed at once, by its connections.
+  """
+  # There is no public way to set it: this is what the strategy would do otherwise.
+  from tensorflow.python.eager import context
+  from tensorflow.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+
+  context.context().configure_coordination_service(
+    service_type="standalone",
+    service_leader="/job:worker/replica:0/task:0",
+    heartbeat_timeout_in_ms=1000 * _SILENCE,
+    coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=num_workers)],
+  )
 
 
 def all_workers_max(strategy: tf.distribute.Strategy, value: int) -> int:

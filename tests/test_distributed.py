@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import subprocess
 import tempfile
+import time
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from dat_tf import cluster as cluster_lib
@@ -161,11 +164,11 @@ def _run_on_records(*flags):
   run.train()
   run.evaluate()
   return {
-    "steps": run.train_data.steps,
+    "steps": run.inputs.train.steps,
     "weights": [v.numpy() for v in run.model.classifier.trainable_variables],
     "figures": run.model.evaluate(
-      run.distribute(run.test_data),
-      steps=run.test_data.steps,
+      run.distribute(run.inputs.evaluation_batches(run.inputs.test)),
+      steps=run.inputs.test.steps,
       return_dict=True,
       verbose=0,
     ),
@@ -243,6 +246,23 @@ class TwoWorkersTest(tf.test.TestCase):
     chief, other = (worker["batch_norm"]["files"] for worker in self.workers)
     self.assertIn("epoch-1.index", chief)
     self.assertEqual(other, [])
+
+
+def _freeze_one():
+  """Worker 1 stands still for longer than TensorFlow's own heartbeat would bear."""
+  cluster, strategy = _strategy()
+  cluster_lib.all_workers_max(strategy, 0)
+  if cluster.index:
+    pid = os.getpid()
+    subprocess.Popen(["sh", "-c", f"kill -STOP {pid}; sleep 15; kill -CONT {pid}"])
+    time.sleep(1)
+  return cluster_lib.all_workers_max(strategy, cluster.index)
+
+
+@pytest.mark.long
+class SilenceTest(tf.test.TestCase):
+  def test_a_worker_may_be_silent_for_a_while(self):
+    self.assertEqual(run_workers(_freeze_one, 2), [1, 1])
 
 
 class RecordsTest(tf.test.TestCase):
