@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import tensorflow as tf
 
 
@@ -27,3 +29,38 @@ def hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   classes = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=-1)
   predictions = tf.argmax(logits, axis=-1, output_type=classes.dtype)
   return tf.cast(predictions == classes, tf.float32)
+
+
+def kl_divergence(logits: tf.Tensor, other_logits: tf.Tensor) -> tf.Tensor:
+  """KL(p || q) of each example, in nats: [B], float32, at least 0 but for rounding.
+
+  Args:
+    logits: [B, classes], those of p.
+    other_logits: [B, classes], those of q.
+  """
+  log_p = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+  log_q = tf.nn.log_softmax(tf.cast(other_logits, tf.float32))
+  return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def class_rows(labels: tf.Tensor, classes: int) -> tf.Tensor:
+  """float32 [B, classes]: class probabilities, whichever kind the labels are."""
+  labels = tf.convert_to_tensor(labels)
+  if labels.shape.rank == 1:
+    return tf.one_hot(labels, classes)
+  return tf.cast(labels, tf.float32)
+
+
+def input_gradient(
+  classifier: Callable[[tf.Tensor], tf.Tensor],
+  images: tf.Tensor,
+  labels: tf.Tensor,
+  loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy,
+) -> tf.Tensor:
+  """Each example's gradient of its own loss, [B, H, W, C]; itself differentiable."""
+  with tf.GradientTape(watch_accessed_variables=False) as tape:
+    tape.watch(images)
+    # The sum, not the mean: whatever the batch size, and without underflow in half
+    # precision.
+    total = tf.reduce_sum(loss(classifier(images), labels))
+  return tape.gradient(total, images)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional, Union
 
 import tensorflow as tf
 
+from dat_tf.errors import UserError
 from dat_tf.objectives.losses import cross_entropy
 
 Classifier = Callable[..., tf.Tensor]
@@ -22,6 +23,9 @@ class Batch(NamedTuple):
     keys: uint32 [B, 2], a random stream for each example.
     is_labeled: float32 [B]; 1 where the label is known to be right, 0 where there is
       none or a model made it (a pseudo-label).
+    step: integer scalar, number of training steps done before this one.
+    example_ids: int64 [B], the same for an example in every epoch; None if the data has
+      none.
   """
 
   images: tf.Tensor
@@ -29,6 +33,30 @@ class Batch(NamedTuple):
   weights: tf.Tensor
   keys: tf.Tensor
   is_labeled: tf.Tensor
+  step: Union[tf.Tensor, int] = 0
+  example_ids: Optional[tf.Tensor] = None
+
+  @property
+  def size(self) -> float:
+    """B, padding included; 1 where that is not known while the graph is made, or 0."""
+    return float(self.images.shape[0] or 1)
+
+  def parts(self, number: int) -> list[Batch]:
+    """The batch cut into so many equal parts.
+
+    Raises:
+      UserError: its size is no multiple of the number.
+    """
+    if (self.images.shape[0] or 0) % number:
+      raise UserError(
+        f"A replica's batch of {self.images.shape[0]} images cannot be cut into "
+        f"{number} equal parts: choose a batch size that is a multiple."
+      )
+    whole = self._replace(step=None)
+    cut = [None if x is None else tf.split(x, number) for x in whole]
+    return [
+      Batch(*(x and x[i] for x in cut))._replace(step=self.step) for i in range(number)
+    ]
 
 
 class Evaluated(NamedTuple):
@@ -83,3 +111,29 @@ class Objective:
       The batch's losses and logits.
     """
     raise NotImplementedError
+
+
+def both_logits(
+  classifier: Classifier, batch: Batch, adversarial: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Clean and adversarial logits, [B, classes] each, in training mode.
+
+  Both go through the network as one batch: batch-norm then normalises by, and keeps,
+  the statistics of the mixture that it will meet.
+  """
+  logits = classifier(tf.concat([batch.images, adversarial], axis=0), training=True)
+  clean_logits, adversarial_logits = tf.split(logits, 2, axis=0)
+  return clean_logits, adversarial_logits
+
+
+def shown_logits(
+  classifier: Classifier, batch: Batch, adversarial: tf.Tensor, clean_logits: tf.Tensor
+) -> tf.Tensor:
+  """Logits [B, classes] of adversarial images that take no part in the loss.
+
+  They are there to be shown: they neither cost a gradient nor touch the statistics.
+  Without an attack the adversarial images are the clean ones, and cost nothing.
+  """
+  if adversarial is batch.images:
+    return tf.stop_gradient(clean_logits)
+  return tf.stop_gradient(classifier(adversarial, training=False))

@@ -1,0 +1,259 @@
+"""Objectives with a penalty added.
+
+    fgsm_without_overfitting = Regularized(
+      AdversarialTraining(0), GradientAlignment(ball.random_start)
+    )
+
+A penalty is a function of the classifier, the batch and its adversarial images. It runs
+the network in inference mode: an example's gradient is then its own, and the batch-norm
+statistics are those of the pass in which the loss itself is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable
+
+import tensorflow as tf
+
+from dat_tf import hashing
+from dat_tf.objectives.losses import cross_entropy, input_gradient
+from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective
+
+Logits = Callable[[tf.Tensor], tf.Tensor]
+Penalty = Callable[[Logits, Batch, tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularized(Objective):
+  """An objective's losses plus a penalty on each example.
+
+  Attributes:
+    objective: whose losses they are, and what the attacker maximises.
+    penalty: (images -> logits, batch, adversarial images) -> [B], weight included.
+  """
+
+  objective: Objective
+  penalty: Penalty
+
+  def attack_targets(self, classifier: Logits, batch: Batch) -> tf.Tensor:
+    return self.objective.attack_targets(classifier, batch)
+
+  def attack_loss(self, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    return self.objective.attack_loss(logits, targets)
+
+  def __call__(
+    self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
+  ) -> Evaluated:
+    evaluated = self.objective(classifier, batch, adversarial)
+    infer = lambda images: classifier(images, training=False)  # noqa: E731
+    penalties = self.penalty(infer, batch, adversarial)
+    return evaluated._replace(losses=evaluated.losses + penalties)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputGradient:
+  """weight |grad l(x, y)|^2, the gradient by the image, the norm Euclidean.
+
+  Ross and Doshi-Velez, "Improving the adversarial robustness and interpretability of
+  deep neural networks by regularizing their input gradients", AAAI 2018; also known as
+  double backpropagation.
+
+  Attributes:
+    weight: at least 0; the gradient is by pixels in [0, 1].
+  """
+
+  weight: float
+
+  def __call__(
+    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+  ) -> tf.Tensor:
+    del adversarial
+    gradient = input_gradient(classifier, batch.images, batch.labels)
+    return self.weight * _squared_norm(gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature:
+  """weight |grad l(x + h z, y) - grad l(x, y)|^2, z = sign(grad l(x, y)) of length 1.
+
+  CURE: Moosavi-Dezfooli et al., "Robustness via curvature regularization, and vice
+  versa", CVPR 2019. z is a constant to the gradient by the weights. (The authors'
+  program takes the norm itself, not its square.)
+
+  Attributes:
+    weight: at least 0; 4 is theirs.
+    step: h, Euclidean length with pixels in [0, 1], greater than 0; 1.5 is theirs on
+      CIFAR-10.
+  """
+
+  weight: float = 4.0
+  step: float = 1.5
+
+  def __call__(
+    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+  ) -> tf.Tensor:
+    del adversarial
+    gradient = input_gradient(classifier, batch.images, batch.labels)
+    sign = tf.stop_gradient(tf.sign(gradient))
+    length = tf.sqrt(_squared_norm(sign))[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    moved = batch.images + self.step * tf.math.divide_no_nan(sign, length)
+    moved_gradient = input_gradient(classifier, moved, batch.labels)
+    return self.weight * _squared_norm(moved_gradient - gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientAlignment:
+  """weight (1 - cos(grad l(x, y), grad l(x + eta, y))), eta uniform in the ball.
+
+  GradAlign, which keeps FGSM from catastrophic overfitting: Andriushchenko and
+  Flammarion, "Understanding and improving fast adversarial training", NeurIPS 2020. An
+  example with a zero gradient has no penalty.
+
+  Attributes:
+    random_start: keys and images -> images moved at random (a ball's `random_start`).
+    weight: at least 0; 0.2 is theirs on CIFAR-10 with epsilon = 8/255.
+  """
+
+  random_start: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+  weight: float = 0.2
+
+  def __call__(
+    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+  ) -> tf.Tensor:
+    del adversarial
+    # Another stream than that of the attack's random start.
+    keys = hashing.stream_keys(2, batch.keys[:, 0], batch.keys[:, 1])
+    moved = self.random_start(keys, batch.images)
+    directions, exists = zip(
+      *(
+        _direction(input_gradient(classifier, images, batch.labels))
+        for images in (batch.images, moved)
+      )
+    )
+    cosine = tf.reduce_sum(directions[0] * directions[1], axis=[1, 2, 3])
+    return self.weight * tf.where(exists[0] & exists[1], 1.0 - cosine, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalLinearity:
+  """weight g(delta) + gradient_weight |delta . grad l(x, y)|.
+
+      g(delta) = |l(x + delta, y) - l(x, y) - delta . grad l(x, y)|
+
+  LLR: Qin et al., "Adversarial robustness through local linearization", NeurIPS 2019,
+  to be added to the clean loss. Its attack looks for the largest g
+  (`attacks.maximizers.GainAscent` of `linearity_violation`).
+
+  Attributes:
+    weight: their lambda, at least 0; 4 is theirs on CIFAR-10.
+    gradient_weight: their mu, at least 0; 3 is theirs on CIFAR-10.
+  """
+
+  weight: float = 4.0
+  gradient_weight: float = 3.0
+
+  def __call__(
+    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+  ) -> tf.Tensor:
+    violation, change = _linearity(
+      classifier, batch.images, batch.labels, cross_entropy
+    )(adversarial)
+    return self.weight * violation + self.gradient_weight * tf.abs(change)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributionNorm:
+  """weight |IG(x, x + delta)|_1, integrated gradients of the loss along delta.
+
+      IG_i = delta_i 1/m sum of dl(x + k/m delta, y) / dx_i over k = 1 ... m
+
+  IG-NORM: Chen et al., "Robust attribution regularization", NeurIPS 2019, to be added
+  to the clean loss. Its attack looks for the largest norm
+  (`attacks.maximizers.GainAscent` of `attribution_norm`). All m points go through the
+  network as one batch.
+
+  Attributes:
+    weight: at least 0; 1 is theirs on Fashion-MNIST.
+    points: m, at least 1; 50 is theirs.
+  """
+
+  weight: float = 1.0
+  points: int = 50
+
+  def __call__(
+    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+  ) -> tf.Tensor:
+    norm = attribution_norm(classifier, batch.images, batch.labels, points=self.points)
+    return self.weight * norm(adversarial)
+
+
+def linearity_violation(
+  classifier: Logits,
+  images: tf.Tensor,
+  labels: tf.Tensor,
+  loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy,
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """The g of `LocalLinearity` as a function of the adversarial images: -> [B]."""
+  linearity = _linearity(classifier, images, labels, loss)
+  return lambda adversarial: linearity(adversarial)[0]
+
+
+def attribution_norm(
+  classifier: Logits,
+  images: tf.Tensor,
+  labels: tf.Tensor,
+  loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy,
+  points: int = 10,
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """The |IG|_1 of `AttributionNorm` as a function of the adversarial images: -> [B].
+
+  The authors' attack takes 10 points, as is the default here.
+  """
+  repeats = [points, *[1] * (len(labels.shape) - 1)]
+  many_labels = tf.tile(labels, repeats)
+
+  def norm(adversarial: tf.Tensor) -> tf.Tensor:
+    delta = adversarial - images
+    path = [images + k / points * delta for k in range(1, points + 1)]
+    gradients = input_gradient(classifier, tf.concat(path, axis=0), many_labels, loss)
+    mean = tf.add_n(tf.split(gradients, points)) / points
+    return tf.reduce_sum(tf.abs(delta * mean), axis=[1, 2, 3])
+
+  return norm
+
+
+def _linearity(
+  classifier: Logits,
+  images: tf.Tensor,
+  labels: tf.Tensor,
+  loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+  """Adversarial images -> g and delta . grad l, [B] each."""
+  with tf.GradientTape(watch_accessed_variables=False) as tape:
+    tape.watch(images)
+    clean = loss(classifier(images), labels)
+  gradient = tape.gradient(clean, images)
+
+  def linearity(adversarial: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    change = tf.reduce_sum((adversarial - images) * gradient, axis=[1, 2, 3])
+    moved = loss(classifier(adversarial), labels)
+    return tf.abs(moved - clean - change), change
+
+  return linearity
+
+
+def _squared_norm(x: tf.Tensor) -> tf.Tensor:
+  """[B, H, W, C] -> [B]."""
+  return tf.reduce_sum(tf.square(x), axis=[1, 2, 3])
+
+
+def _direction(gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """The gradient at length 1, and whether it is other than zero, bool [B]."""
+  largest = tf.reduce_max(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
+  exists = largest > 0
+  # Scaled first, so that squaring does not underflow; no derivative of the square root
+  # is taken at 0.
+  scaled = gradient / tf.stop_gradient(tf.where(exists, largest, 1.0))
+  squared = tf.reduce_sum(tf.square(scaled), axis=[1, 2, 3], keepdims=True)
+  return scaled * tf.math.rsqrt(tf.where(exists, squared, 1.0)), exists[:, 0, 0, 0]

@@ -1,0 +1,211 @@
+"""Every method of training on two real workers, with quantized gradients.
+
+In one pair of processes each maximiser is trained with the cross-entropy, and each
+objective with PGD, for two steps, twice with one seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dat_tf import cluster as cluster_lib
+from dat_tf import objectives
+from dat_tf.adversarial_model import AdversarialModel
+from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm
+from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
+from dat_tf.attacks.interleaved import YOPO, Free, replayed
+from dat_tf.attacks.maximizers import (
+  NFGSM,
+  WRM,
+  GainAscent,
+  MomentumPGD,
+)
+from dat_tf.communication import BucketQuantizer, QuantizedAllReduce
+from dat_tf.models import batch_norm
+from dat_tf.models.averaging import WeightAverage
+from dat_tf.objectives.mixing import CutMix, Mixup
+from workers import run_workers
+
+SHAPE, SIZE, CLASSES = (6, 6, 1), 8, 3
+BALL = LInfinity(0.1)
+_PGD = PGD(BALL, 0.05, 2)
+_AT = objectives.AdversarialTraining()
+
+# Made in the strategy's scope, of the classifier.
+MAXIMIZERS = {
+  "none": lambda classifier: None,
+  "fgsm": lambda classifier: fgsm(BALL),
+  "noise_fgsm": lambda classifier: NFGSM(0.1),
+  "pgd_linf": lambda classifier: _PGD,
+  "pgd_l2": lambda classifier: PGD(L2(0.5), 0.2, 2),
+  "pgd_l1": lambda classifier: PGD(L1(2.0), 1.0, 2),
+  "bim": lambda classifier: dataclasses.replace(_PGD, random_start=False),
+  "momentum": lambda classifier: MomentumPGD(BALL, 0.05, 2),
+  "llr": lambda classifier: GainAscent(objectives.linearity_violation, BALL, 0.05, 2),
+  "ig_norm": lambda classifier: GainAscent(objectives.attribution_norm, BALL, 0.05, 1),
+  "wrm": lambda classifier: WRM(steps=2),
+  "convergence": lambda classifier: DynamicPGD(_PGD, 10),
+  "curriculum": lambda classifier: Curriculum(_PGD, 2, 2),
+  "warm_start": lambda classifier: WarmStart(_PGD, SHAPE),
+  "free": lambda classifier: Free(BALL, (SIZE, *SHAPE)),
+  "yopo": lambda classifier: YOPO(classifier, BALL, 0.05, 2, 2),
+}
+OBJECTIVES = {
+  "clean": objectives.CleanTraining(),
+  "trades": objectives.TRADES(),
+  "mart": objectives.MART(),
+  "alp": objectives.AdversarialLogitPairing(),
+  "clp": objectives.CleanLogitPairing(),
+  "input_gradient": objectives.Regularized(
+    objectives.CleanTraining(), objectives.InputGradient(0.1)
+  ),
+  "curvature": objectives.Regularized(
+    objectives.CleanTraining(), objectives.Curvature()
+  ),
+  "grad_align": objectives.Regularized(
+    _AT, objectives.GradientAlignment(BALL.random_start)
+  ),
+  "llr": objectives.Regularized(
+    objectives.CleanTraining(), objectives.LocalLinearity()
+  ),
+  "ig_norm": objectives.Regularized(
+    objectives.CleanTraining(), objectives.AttributionNorm(points=3)
+  ),
+  "awp": objectives.WeightPerturbation(_AT),
+  "awp_trades": objectives.WeightPerturbation(objectives.TRADES()),
+  "ibp": objectives.CertifiedTraining(0.01, ramp_steps=4),
+  "crown_ibp": objectives.CertifiedTraining(0.01, ramp_steps=4, crown=True),
+}
+AROUND = {
+  "parts": {"accumulation": 2},
+  "clipped": {"clip_norm": 0.01},
+  "mixup": {"prepare": Mixup(CLASSES)},
+  "cutmix": {"prepare": CutMix(CLASSES)},
+}
+
+
+def _classifier():
+  layers = tf.keras.layers
+  return tf.keras.Sequential(
+    [
+      tf.keras.Input(SHAPE),
+      layers.Conv2D(3, 3, 2),
+      layers.BatchNormalization(),
+      layers.ReLU(),
+      layers.Flatten(),
+      layers.Dense(CLASSES),
+    ]
+  )
+
+
+class _Run:
+  """A model, its data and its initial weights."""
+
+  def __init__(self, worker, strategy, attack, **kwargs):
+    tf.keras.utils.set_random_seed(worker)  # the chief's initial weights must win
+    with strategy.scope():
+      self.classifier = _classifier()
+      self.average = WeightAverage(self.classifier, decay=1.0)
+      self.model = AdversarialModel(
+        self.classifier,
+        attack(self.classifier),
+        all_reduce=QuantizedAllReduce(BucketQuantizer(8, 64)),
+        evaluation_attack=_PGD,
+        average=self.average,
+        **kwargs,
+      )
+      self.model.compile(optimizer=tf.keras.optimizers.legacy.SGD(0.1))
+    rng = np.random.default_rng(worker)
+    data = tf.data.Dataset.from_tensors(
+      {
+        "image": rng.random((SIZE, *SHAPE), "f4"),
+        "label": rng.integers(0, CLASSES, size=SIZE),
+        "weight": np.ones(SIZE, "f4"),
+        "example_id": np.arange(SIZE) + SIZE * worker,
+        "epoch": np.zeros(SIZE, "i8"),
+      }
+    )
+    data = replayed(data, 2)
+    self.data = strategy.distribute_datasets_from_function(lambda context: data)
+    self.before = self.values()
+
+  def values(self):
+    return [w.numpy() for w in self.classifier.trainable_weights]
+
+  def train(self):
+    """Two steps; returns the loss, and weights as they were, are, and on average."""
+    history = self.model.fit(self.data, steps_per_epoch=2, verbose=0).history
+    statistics = batch_norm.statistics(self.classifier)
+    result = {
+      "loss": history["loss"][0],
+      "before": self.before,
+      "weights": self.values(),
+      "statistics": [w.numpy() for w in statistics],
+    }
+    with self.average.applied():
+      result["averages"] = self.values()
+    return {**result, "restored": self.values()}
+
+  def reset(self):
+    """As it was, but for what the attack has kept."""
+    for weight, value in zip(self.classifier.trainable_weights, self.before):
+      weight.assign(value)
+    for layer in self.classifier.layers:
+      if isinstance(layer, tf.keras.layers.BatchNormalization):
+        layer.moving_mean.assign(tf.zeros_like(layer.moving_mean))
+        layer.moving_variance.assign(tf.ones_like(layer.moving_variance))
+    self.model.optimizer.iterations.assign(0)
+    self.average._counted.assign(0)
+
+
+def _twice(*args, **kwargs):
+  run = _Run(*args, **kwargs)
+  first = run.train()
+  if isinstance(run.model.attack, (Free, WarmStart)):
+    run = _Run(*args, **kwargs)
+  else:  # spares building it again
+    run.reset()
+  return [first, run.train()]
+
+
+def _conform(chosen=None):
+  """{method: its two runs}."""
+  cluster = cluster_lib.Cluster.from_environment()
+  options = cluster_lib.communication_options("ring", 0, 600)
+  strategy = cluster_lib.make_strategy(cluster, options)
+  pgd = MAXIMIZERS["pgd_linf"]
+  methods = {f"{name} x at": (maximizer, {}) for name, maximizer in MAXIMIZERS.items()}
+  for name, objective in OBJECTIVES.items():
+    methods[f"pgd x {name}"] = (pgd, {"objective": objective})
+  for name, kwargs in AROUND.items():
+    methods[name] = (pgd, kwargs)
+  methods["yopo x awp"] = (MAXIMIZERS["yopo"], {"objective": OBJECTIVES["awp"]})
+  return {
+    name: _twice(cluster.index, strategy, attack, **kwargs)
+    for name, (attack, kwargs) in methods.items()
+    if chosen is None or name in chosen
+  }
+
+
+@pytest.mark.long
+class ConformanceTest(tf.test.TestCase):
+  def test_every_method_on_two_workers(self):
+    chief, other = run_workers(_conform, 2)
+    self.assertLen(chief, len(MAXIMIZERS) + len(OBJECTIVES) + len(AROUND) + 1)
+    for name, runs in chief.items():
+      with self.subTest(name):
+        first, again = runs
+        self.assertTrue(np.isfinite(first["loss"]))
+        self.assertEqual(first["loss"], other[name][0]["loss"])
+        self.assertFalse(np.array_equal(first["before"][0], first["weights"][0]))
+        for key in ("weights", "statistics", "averages"):
+          for a, b, c in zip(first[key], other[name][0][key], again[key]):
+            self.assertAllEqual(a, b)  # the same on both workers
+            self.assertAllEqual(a, c)  # and again with the same seed
+        self.assertFalse(np.array_equal(first["averages"][0], first["weights"][0]))
+        for a, b in zip(first["weights"], first["restored"]):
+          self.assertAllEqual(a, b)
