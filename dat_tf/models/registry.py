@@ -1,19 +1,41 @@
-"""Models by name: our own, and every network of tf.keras.applications."""
+"""Models by name: our own, every network of tf.keras.applications, and a user's."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib
 import inspect
 import sys
 from collections.abc import Sequence
+from typing import Callable
 
 import tensorflow as tf
 
 from dat_tf.errors import UserError
+from dat_tf.models.plain_cnn import plain_cnn
 from dat_tf.models.preact_resnet import preact_resnet18
+from dat_tf.models.resnet import resnet
 from dat_tf.models.small_cnn import small_cnn
+from dat_tf.models.vit import vit_small
+from dat_tf.models.wide_resnet import wide_resnet
 
-_OWN = {"small_cnn": small_cnn, "preact_resnet18": preact_resnet18}
+_OWN: dict[str, Callable[[Sequence[int], int], tf.keras.Model]] = {
+  "small_cnn": small_cnn,
+  "plain_cnn": plain_cnn,
+  "preact_resnet18": preact_resnet18,
+  "wide_resnet28_10": wide_resnet,
+  "wide_resnet28_10_swish": functools.partial(wide_resnet, activation="swish"),
+  "wide_resnet34_10": functools.partial(wide_resnet, depth=34),
+  "wide_resnet34_10_swish": functools.partial(
+    wide_resnet, depth=34, activation="swish"
+  ),
+  "imagenet_resnet18": functools.partial(resnet, depth=18),
+  "imagenet_resnet50": resnet,
+  "denoising_resnet18": functools.partial(resnet, depth=18, denoising=True),
+  "denoising_resnet50": functools.partial(resnet, denoising=True),
+  "vit_small16": vit_small,
+}
 _APPLICATIONS = {
   name: value
   for name, value in vars(tf.keras.applications).items()
@@ -27,20 +49,27 @@ def make_model(
   """A new, randomly initialised classifier.
 
   Args:
-    name: `small_cnn`, `preact_resnet18`, or a function of `tf.keras.applications`
-      such as `ResNet50`.
+    name: one of our own, such as `small_cnn`; a function of `tf.keras.applications`,
+      such as `ResNet50`; or `package.module:function`, a user's own function of
+      image_shape and num_classes.
     image_shape: (height, width, channels).
     num_classes: number of logits.
 
   Returns:
     Keras model: float32 [B, *image_shape] in [0, 1] -> logits [B, num_classes]. It
-    consists of Keras' own layers only, so that an export opens without this package.
+    consists of Keras' own layers only (a user's is what it is), so that an export opens
+    without this package.
 
   Raises:
     UserError: no such name, or the network does not take such images.
   """
+  if ":" in name:
+    return _users_own(name, image_shape, num_classes)
   if name in _OWN:
-    return _OWN[name](image_shape, num_classes)
+    try:
+      return _OWN[name](image_shape, num_classes)
+    except ValueError as error:
+      raise _unsuitable(name, image_shape, error) from error
   if name in _APPLICATIONS:
     return _application(name, image_shape, num_classes)
   known = [*_OWN, *_APPLICATIONS]
@@ -68,6 +97,32 @@ def _application(
     )
     return tf.keras.Model(inputs, network(preprocess(x)), name=name.lower())
   except ValueError as error:
+    raise _unsuitable(name, image_shape, error) from error
+
+
+def _users_own(
+  name: str, image_shape: Sequence[int], num_classes: int
+) -> tf.keras.Model:
+  module, _, function = name.partition(":")
+  try:
+    make = getattr(importlib.import_module(module), function)
+  except (ImportError, AttributeError, ValueError) as error:
     raise UserError(
-      f"--model={name} does not take images of shape {tuple(image_shape)}: {error}"
+      f"--model={name}: {error}; give package.module:function, and have the package on "
+      "PYTHONPATH."
     ) from error
+  model = make(tuple(image_shape), num_classes)
+  shapes = [getattr(model, end, None) for end in ("input_shape", "output_shape")]
+  expected = [(None, *image_shape), (None, num_classes)]
+  if not isinstance(model, tf.keras.Model) or shapes != expected:
+    raise UserError(
+      f"--model={name} must return a Keras model from {expected[0]} to {expected[1]}; "
+      f"it returned {type(model).__name__}, from {shapes[0]} to {shapes[1]}."
+    )
+  return model
+
+
+def _unsuitable(name: str, image_shape: Sequence[int], error: Exception) -> UserError:
+  return UserError(
+    f"--model={name} does not take images of shape {tuple(image_shape)}: {error}"
+  )
