@@ -12,17 +12,20 @@ model.fit(dataset, epochs=10)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import tensorflow as tf
 
 from dat_tf import hashing
+from dat_tf.attacks.interleaved import Interleaved, Pass
 from dat_tf.communication import AllReduce, MeanAllReduce
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
+from dat_tf.models.averaging import WeightAverage
 from dat_tf.objectives import (
   AdversarialTraining,
   Batch,
+  Evaluated,
   Objective,
   cross_entropy,
   hits,
@@ -64,19 +67,24 @@ class AdversarialModel(tf.keras.Model):
   def __init__(
     self,
     classifier: tf.keras.Model,
-    attack: Optional[Attack],
+    attack: Union[Attack, Interleaved, None],
     objective: Optional[Objective] = None,
     all_reduce: Optional[AllReduce] = None,
     evaluation_attack: Optional[Attack] = None,
     attack_in_training_mode: bool = False,
     seed: int = 0,
+    prepare: Optional[Callable[[Batch], Batch]] = None,
+    accumulation: int = 1,
+    clip_norm: Optional[float] = None,
+    average: Optional[WeightAverage] = None,
   ):
     """Composes the model.
 
     Args:
       classifier: Keras model from images [B, H, W, C] in [0, 1] to logits.
       attack: makes the adversarial images of training (`dat_tf.attacks`); None trains
-        on the images as they are.
+        on the images as they are. If it has a method `for_batch`, what that makes of
+        the batch is called instead; an `Interleaved` one also does the training pass.
       objective: what is minimised (`dat_tf.objectives`); clean plus adversarial
         cross-entropy unless given.
       all_reduce: averages gradients (`dat_tf.communication`); float32 unless given.
@@ -84,15 +92,35 @@ class AdversarialModel(tf.keras.Model):
       attack_in_training_mode: attack with batch-norm in training mode, which also
         updates its statistics. The default attacks the network as it will be used.
       seed: of all random starts.
+      prepare: changes each batch of training first (`dat_tf.objectives.mixing`).
+      accumulation: number of equal parts of a replica's batch that go through attack
+        and network one after another, for batches beyond memory.
+      clip_norm: greatest length of a replica's gradient of the mean loss, of all
+        weights together, before it is averaged with the others'; None for no bound.
+      average: keeps an average of the classifier's weights (`dat_tf.models.averaging`).
+
+    Raises:
+      UserError: the attack works only in training, and there is no other one to
+        evaluate with, or it cannot be done in parts.
     """
     super().__init__()
+    if isinstance(attack, Interleaved):
+      name = type(attack).__name__
+      if evaluation_attack is None:
+        raise UserError(f"{name} only trains: give an evaluation_attack, such as PGD.")
+      if accumulation > 1:
+        raise UserError(f"{name} cannot be done in parts: use PGD, or accumulation=1.")
+    else:
+      evaluation_attack = evaluation_attack or attack
     self.classifier = classifier
     self.attack = attack
     self.objective = objective or AdversarialTraining()
     self.all_reduce = all_reduce or MeanAllReduce()
-    self.evaluation_attack = evaluation_attack or attack
+    self.evaluation_attack = evaluation_attack
     self._attack_mode = attack_in_training_mode
     self._seed = seed
+    self._prepare, self._accumulation = prepare, accumulation
+    self._clip_norm, self._average_weights = clip_norm, average
     # All replicas return the same figures; to add them up, Keras would send each of
     # them through a collective of its own in every step.
     self.distribute_reduction_method = "first"
@@ -111,30 +139,15 @@ class AdversarialModel(tf.keras.Model):
     """One step on this replica's data; returns the means over the epoch so far."""
     step = self.optimizer.iterations
     batch = self._unpack(data, step)
-    variables = self.classifier.trainable_variables
+    if self._prepare:
+      batch = self._prepare(batch)
     with batch_norm.warmed_up_momentum(self.classifier, step):
-      adversarial = batch.images
-      if self.attack:
-        classifier = lambda x: self.classifier(x, training=self._attack_mode)  # noqa: E731
-        adversarial = self.attack(
-          classifier,
-          batch.images,
-          self.objective.attack_targets(classifier, batch),
-          batch.keys,
-          self.objective.attack_loss,
-        )
-      with tf.GradientTape() as tape:
-        evaluated = self.objective(
-          self.classifier, batch, tf.stop_gradient(adversarial)
-        )
-        loss = tf.reduce_sum(batch.weights * evaluated.losses)
-        if self.classifier.losses:  # the layers' own regularisers
-          loss += tf.reduce_sum(batch.weights) * tf.add_n(self.classifier.losses)
-    # Per image of a full batch: sums over large ones would overflow in 16 bits.
-    size = float(batch.images.shape[0] or 1)
-    gradients = tape.gradient(
-      loss, variables, tf.constant(1.0 / size), unconnected_gradients="zero"
-    )
+      loss, evaluated, gradients = self._loss_and_gradients(batch)
+    variables = self.classifier.trainable_variables
+    size = batch.size
+    if self._clip_norm is not None:
+      longest = self._clip_norm * tf.reduce_sum(batch.weights) / size
+      gradients, _ = tf.clip_by_global_norm(gradients, longest)
     figures = _figures(batch, loss, *evaluated[1:])
     # The figures travel with the gradients.
     names = [variable.name for variable in variables]
@@ -146,8 +159,74 @@ class AdversarialModel(tf.keras.Model):
     self.optimizer.apply_gradients(
       zip(gradients, variables), experimental_aggregate_gradients=False
     )
+    if self._average_weights:
+      self._average_weights.update(self.optimizer.iterations)
     logs = self._add(figures, self.attack)
     return {**logs, "gradient_norm": gradient_norm, **sending}
+
+  def _loss_and_gradients(
+    self, batch: Batch
+  ) -> tuple[tf.Tensor, Evaluated, list[tf.Tensor]]:
+    """The loss, summed over the batch, what it came from, and its gradients / B."""
+    if self._accumulation == 1:
+      return self._attack_and_differentiate(batch)[:3]
+    results: list[Pass] = []
+    parts = batch.parts(self._accumulation)
+    for part in parts:
+      # A part waits for the one before: otherwise all would be in memory together.
+      with tf.control_dependencies(results[-1].gradients if results else []):
+        part = part._replace(images=tf.identity(part.images))
+        results.append(self._attack_and_differentiate(part))
+    losses, evaluated, gradients, _ = zip(*results)
+    share = parts[0].size / batch.size
+    return (
+      tf.add_n(losses),
+      Evaluated(*(tf.concat(tensors, axis=0) for tensors in zip(*evaluated))),
+      [share * tf.add_n(terms) for terms in zip(*gradients)],
+    )
+
+  def _attack_and_differentiate(self, batch: Batch) -> Pass:
+    if isinstance(self.attack, Interleaved):
+      return self.attack.train(self._differentiate, batch)
+    if not self.attack:
+      return self._differentiate(batch, batch.images)
+    attack = self.attack
+    if hasattr(attack, "for_batch"):
+      attack = attack.for_batch(batch)
+    classifier = lambda x: self.classifier(x, training=self._attack_mode)  # noqa: E731
+    adversarial = attack(
+      classifier,
+      batch.images,
+      self.objective.attack_targets(classifier, batch),
+      batch.keys,
+      self.objective.attack_loss,
+    )
+    return self._differentiate(batch, tf.stop_gradient(adversarial))
+
+  def _differentiate(
+    self,
+    batch: Batch,
+    adversarial: tf.Tensor,
+    classifier: Optional[Callable[..., tf.Tensor]] = None,
+    slope_by: Optional[Callable[[], tf.Tensor]] = None,
+  ) -> Pass:
+    """One pass forward and backward; see `Interleaved` for the last two arguments."""
+    sources = list(self.classifier.trainable_variables)
+    with tf.GradientTape() as tape:
+      if slope_by:
+        tape.watch(adversarial)
+      evaluated = self.objective(classifier or self.classifier, batch, adversarial)
+      loss = tf.reduce_sum(batch.weights * evaluated.losses)
+      if self.classifier.losses:  # the layers' own regularisers
+        loss += tf.reduce_sum(batch.weights) * tf.add_n(self.classifier.losses)
+    if slope_by:
+      sources.append(slope_by())
+    # Per image of a full batch: sums over large ones would overflow in 16 bits.
+    gradients = tape.gradient(
+      loss, sources, tf.constant(1.0 / batch.size), unconnected_gradients="zero"
+    )
+    slope = gradients.pop() if slope_by else None
+    return Pass(loss, evaluated, gradients, slope)
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
     """Clean and attacked accuracy; returns the means over all replicas so far."""
@@ -206,7 +285,7 @@ class AdversarialModel(tf.keras.Model):
     super().reset_metrics()
     self._totals.assign(tf.zeros(5))
 
-  def _add(self, figures: tf.Tensor, attack: Optional[Attack]) -> dict[str, tf.Tensor]:
+  def _add(self, figures: tf.Tensor, attack: object) -> dict[str, tf.Tensor]:
     """Adds a batch's `_figures` to the epoch's; returns the epoch's means."""
     totals = self._totals.assign_add(figures)
     weight, loss, labeled, *hits = tf.unstack(totals)
@@ -219,7 +298,15 @@ class AdversarialModel(tf.keras.Model):
       keys = hashing.stream_keys(self._seed, data["epoch"], data["example_id"])
       weights = data["weight"]
       is_labeled = data.get("is_labeled", tf.ones_like(weights))
-      return Batch(data["image"], data["label"], weights, keys, is_labeled)
+      return Batch(
+        data["image"],
+        data["label"],
+        weights,
+        keys,
+        is_labeled,
+        step,
+        data["example_id"],
+      )
     images, labels, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
     images = _checked_images(images)
     if (
@@ -230,7 +317,7 @@ class AdversarialModel(tf.keras.Model):
     weights = tf.ones(size) if weights is None else tf.cast(weights, tf.float32)
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group
     keys = hashing.stream_keys(self._seed, step, replica, tf.range(size))
-    return Batch(images, labels, weights, keys, is_labeled=tf.ones_like(weights))
+    return Batch(images, labels, weights, keys, tf.ones_like(weights), step)
 
 
 def _figures(

@@ -1,0 +1,253 @@
+"""PGD that changes with training: a stop by convergence, a curriculum, a warm start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Callable, Union
+
+import tensorflow as tf
+
+from dat_tf.attacks import norms
+from dat_tf.attacks.gradient import PGD, Logits, Loss
+from dat_tf.errors import UserError
+from dat_tf.objectives.losses import cross_entropy, input_gradient
+from dat_tf.objectives.objective import Batch
+
+Number = Union[float, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicPGD:
+  """PGD in which each example stops once its perturbation has converged well enough.
+
+      c(x_k) = max of <z - x_k, grad_k> over z in the ball
+             = epsilon |grad_k|_* - <x_k - x, grad_k>
+
+  (in the l1 ball somewhat less, as its steps are not quite the steepest) is the
+  first-order stationary condition (FOSC), 0 at a maximum. An example takes its first
+  step, and further ones while c > c_t, up to K. The threshold falls in a line from
+  `criterion` at the start of training to 0: the later, the better converged. The batch
+  stops when all its examples have. Dynamic adversarial training: Wang et al., "On the
+  convergence and robustness of adversarial training", ICML 2019.
+
+  Called without `for_batch` it is that of the end of training, threshold 0.
+
+  Attributes:
+    attack: ball, step size, greatest number of steps and start.
+    criterion: c_max, the unit of the loss (nats), at least 0; 0.5 is theirs.
+    falling_steps: training steps until the threshold is 0, at least 1; 100 of 120
+      epochs are theirs.
+  """
+
+  attack: PGD
+  falling_steps: int
+  criterion: float = 0.5
+  threshold: Number = 0.0
+
+  def for_batch(self, batch: Batch) -> DynamicPGD:
+    """The attack at the batch's step."""
+    left = 1.0 - tf.cast(batch.step, tf.float32) / self.falling_steps
+    return dataclasses.replace(self, threshold=self.criterion * tf.nn.relu(left))
+
+  def __call__(
+    self,
+    classifier: Logits,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    keys: tf.Tensor,
+    loss: Loss = cross_entropy,
+  ) -> tf.Tensor:
+    """Adversarial images; arguments as those of `PGD`."""
+    ball = self.attack.ball
+
+    def step(
+      k: tf.Tensor, moved: tf.Tensor, active: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+      gradient = input_gradient(classifier, moved, labels, loss)
+      steepest = ball.steepest(gradient)
+      room = ball.epsilon * steepest - (moved - images)
+      condition = tf.reduce_sum(room * gradient, axis=[1, 2, 3])
+      active &= (k == 0) | (condition > self.threshold)
+      ahead = ball.project(images, moved + self.attack.step_size * steepest)
+      return k + 1, tf.where(active[:, None, None, None], ahead, moved), active
+
+    start = ball.random_start(keys, images) if self.attack.random_start else images
+    _, moved, _ = tf.while_loop(
+      lambda k, moved, active: tf.reduce_any(active),
+      step,
+      (tf.constant(0), start, tf.fill(tf.shape(images)[:1], True)),
+      maximum_iterations=self.attack.steps,
+    )
+    return norms.checked(ball, images, moved)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+  """PGD that grows to full strength in the course of training, in a line.
+
+  At training step t, counted from 0, with r = min(1, (t + 1) / steps_growing), it has K
+  = ceil(r steps); radius and step size grow likewise over epsilon_growing. Growing K is
+  the curriculum of Cai et al., "Curriculum adversarial training", IJCAI 2018.
+
+  Called without `for_batch` it has its full strength.
+
+  Attributes:
+    attack: at full strength.
+    steps_growing: training steps until K is full; 0 if it always is.
+    epsilon_growing: training steps until radius and step size are; 0 likewise.
+    part: of the full strength, of K and of the radius, each in (0, 1].
+  """
+
+  attack: PGD
+  steps_growing: int = 0
+  epsilon_growing: int = 0
+  part: tuple[Number, Number] = (1.0, 1.0)
+
+  def for_batch(self, batch: Batch) -> Curriculum:
+    """The attack at the batch's step."""
+    done = tf.cast(batch.step, tf.float32) + 1.0
+    of_steps, of_epsilon = (
+      tf.minimum(done / growing, 1.0) if growing else 1.0
+      for growing in (self.steps_growing, self.epsilon_growing)
+    )
+    return dataclasses.replace(self, part=(of_steps, of_epsilon))
+
+  def __call__(
+    self,
+    classifier: Logits,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    keys: tf.Tensor,
+    loss: Loss = cross_entropy,
+  ) -> tf.Tensor:
+    """Adversarial images; arguments as those of `PGD`."""
+    attack = self.attack
+    # A hundredth of a step less: 0.7 * 10 is more than 7 in float32.
+    steps = tf.cast(tf.math.ceil(self.part[0] * attack.steps - 0.01), tf.int32)
+    ball = dataclasses.replace(attack.ball, epsilon=self.part[1] * attack.ball.epsilon)
+    step_size = self.part[1] * attack.step_size
+    start = ball.random_start(keys, images) if attack.random_start else images
+
+    def step(moved: tf.Tensor) -> tuple[tf.Tensor]:
+      gradient = input_gradient(classifier, moved, labels, loss)
+      return (ball.project(images, moved + step_size * ball.steepest(gradient)),)
+
+    (moved,) = tf.while_loop(
+      lambda moved: True, step, (start,), maximum_iterations=steps
+    )
+    return norms.checked(ball, images, moved)
+
+
+class WarmStart:
+  """PGD that starts at the perturbation with which an example ended the epoch before.
+
+  After Zheng et al., "Efficient adversarial training with transferable adversarial
+  examples", CVPR 2020: a few steps an epoch then do what many would. An example's first
+  start is random. Where images are shifted or mirrored anew in each epoch, an old
+  perturbation fits badly: it is for data without such augmentation.
+
+  Each worker keeps the perturbations of the examples that it has seen, a byte a pixel
+  value, in host memory: 47 MB for Fashion-MNIST, 154 MB for CIFAR-10, divided by the
+  workers; 190 GB for ImageNet. They are not in checkpoints: a continued run starts at
+  random once more.
+
+  Called without `for_batch` it is PGD with a random start.
+  """
+
+  def __init__(self, attack: PGD, image_shape: Sequence[int]):
+    """Makes an empty store.
+
+    Args:
+      attack: ball, step size and number of steps; its start plays no part.
+      image_shape: (height, width, channels) of every image.
+    """
+    self._attack = attack
+    self._size = tf.TensorShape(image_shape).num_elements()
+    # The table takes no bytes; eight of them make an int64.
+    self._padding = -self._size % 8
+    # No perturbation has this code: it stands for an example not seen before.
+    unseen = tf.fill([1, self._size + self._padding], tf.constant(-128, tf.int8))
+    self._table = tf.lookup.experimental.MutableHashTable(
+      tf.int64, tf.int64, _packed(unseen)[0]
+    )
+
+  def __call__(
+    self,
+    classifier: Logits,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    keys: tf.Tensor,
+    loss: Loss = cross_entropy,
+  ) -> tf.Tensor:
+    """Adversarial images; arguments as those of `PGD`."""
+    start = self._attack.ball.random_start(keys, images)
+    return self._climb(classifier, images, start, labels, loss)
+
+  def for_batch(self, batch: Batch) -> Callable[..., tf.Tensor]:
+    """The attack on these examples.
+
+    Raises:
+      UserError: the data has no example ids.
+    """
+    if batch.example_ids is None:
+      raise UserError(
+        "A warm start needs examples with ids: feed dicts with `example_id`, as "
+        "dat_tf.data makes them, or use a random start."
+      )
+
+    def attack(
+      classifier: Logits,
+      images: tf.Tensor,
+      labels: tf.Tensor,
+      keys: tf.Tensor,
+      loss: Loss = cross_entropy,
+    ) -> tf.Tensor:
+      start = self._start(batch.example_ids, keys, images)
+      moved = self._climb(classifier, images, start, labels, loss)
+      is_real = batch.weights > 0  # padding has others' ids
+      self._keep(
+        tf.boolean_mask(batch.example_ids, is_real),
+        tf.boolean_mask(moved - images, is_real),
+      )
+      return moved
+
+    return attack
+
+  def _climb(
+    self,
+    classifier: Logits,
+    images: tf.Tensor,
+    moved: tf.Tensor,
+    labels: tf.Tensor,
+    loss: Loss,
+  ) -> tf.Tensor:
+    ball = self._attack.ball
+    for _ in range(self._attack.steps):
+      gradient = input_gradient(classifier, moved, labels, loss)
+      step = self._attack.step_size * ball.steepest(gradient)
+      moved = ball.project(images, moved + step)
+    return norms.checked(ball, images, moved)
+
+  def _start(
+    self, example_ids: tf.Tensor, keys: tf.Tensor, images: tf.Tensor
+  ) -> tf.Tensor:
+    codes = tf.bitcast(self._table.lookup(example_ids), tf.int8)
+    codes = tf.reshape(codes, [-1, self._size + self._padding])[:, : self._size]
+    is_seen = (codes[:, 0] != -128)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    delta = tf.cast(tf.reshape(codes, tf.shape(images)), tf.float32)
+    ball = self._attack.ball
+    warm = ball.project(images, images + delta * (ball.epsilon / 127.0))
+    return tf.where(is_seen, warm, ball.random_start(keys, images))
+
+  def _keep(self, example_ids: tf.Tensor, delta: tf.Tensor) -> None:
+    codes = tf.round(delta * (127.0 / self._attack.ball.epsilon))
+    codes = tf.cast(tf.clip_by_value(codes, -127.0, 127.0), tf.int8)
+    codes = tf.reshape(codes, [-1, self._size])
+    codes = tf.pad(codes, [[0, 0], [0, self._padding]])
+    self._table.insert(example_ids, _packed(codes))
+
+
+def _packed(codes: tf.Tensor) -> tf.Tensor:
+  """int8 [B, 8 n] -> int64 [B, n]."""
+  return tf.bitcast(tf.reshape(codes, [-1, codes.shape[1] // 8, 8]), tf.int64)

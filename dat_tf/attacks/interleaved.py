@@ -1,0 +1,217 @@
+"""Maximisers that share the backward pass with the training of the weights.
+
+They make adversarial images and the gradient of the weights together: the training step
+hands them a function that does one pass, forward and backward, and takes what they
+return for its gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+import tensorflow as tf
+
+from dat_tf.attacks import norms
+from dat_tf.errors import UserError
+from dat_tf.objectives.objective import Batch, Evaluated
+
+
+class Pass(NamedTuple):
+  """One pass of a batch through the network, forward and backward.
+
+  Attributes:
+    loss: scalar, sum over the batch.
+    evaluated: what the objective made of it.
+    gradients: of `loss`, by the trainable variables, up to a factor.
+    slope: of `loss`, by what was asked for, up to the same factor; else None.
+  """
+
+  loss: tf.Tensor
+  evaluated: Evaluated
+  gradients: list[tf.Tensor]
+  slope: tf.Tensor = None
+
+
+# differentiate(batch, adversarial, classifier=, slope_by=): the objective's gradient by
+# the weights and by slope_by(), once the objective has run `classifier`.
+Differentiate = Callable[..., Pass]
+
+
+class Interleaved:
+  """A maximiser with a training pass of its own."""
+
+  def train(self, differentiate: Differentiate, batch: Batch) -> Pass:
+    """The loss and the gradients of this batch's step."""
+    raise NotImplementedError
+
+
+class Free(Interleaved):
+  """Adversarial training for "free": one pass moves weights and perturbation.
+
+      g     = grad by delta of loss(f(x + delta), y), from the pass that trains
+      delta <- project(delta + step_size * steepest(g))
+
+  delta stays from step to step, also from one batch to the next, as long as training
+  goes on; it is not in checkpoints. Each batch is to be trained on m times in a row:
+  `replayed` makes such data, of which an epoch then has m times the steps, so that 1/m
+  of the usual number of epochs costs as much as clean training.
+
+  Shafahi et al., "Adversarial training for free!", NeurIPS 2019.
+  """
+
+  def __init__(
+    self,
+    ball: norms.Ball,
+    batch_shape: Sequence[int],
+    step_size: Optional[float] = None,
+  ):
+    """Makes a perturbation of zeros; under a strategy, in its scope.
+
+    Args:
+      ball: the allowed perturbations.
+      batch_shape: (B, H, W, C), B the images of one replica.
+      step_size: length of a step in the ball's norm, pixel units; epsilon unless given.
+    """
+    self._ball = ball
+    self._step_size = ball.epsilon if step_size is None else step_size
+    self._delta = tf.Variable(
+      tf.zeros(batch_shape),
+      trainable=False,
+      # Each replica has its own.
+      synchronization=tf.VariableSynchronization.ON_READ,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+      name="free_perturbation",
+    )
+
+  def train(self, differentiate: Differentiate, batch: Batch) -> Pass:
+    project = self._ball.project
+    adversarial = project(batch.images, batch.images + self._delta)
+    result = differentiate(batch, adversarial, slope_by=lambda: adversarial)
+    step = self._step_size * self._ball.steepest(result.slope)
+    self._delta.assign(project(batch.images, adversarial + step) - batch.images)
+    return result
+
+
+def replayed(dataset: tf.data.Dataset, replays: int) -> tf.data.Dataset:
+  """Each of a dataset's batches `replays` times in a row."""
+  return dataset.flat_map(
+    lambda *batch: tf.data.Dataset.from_tensors(
+      batch[0] if len(batch) == 1 else batch
+    ).repeat(replays)
+  )
+
+
+class YOPO(Interleaved):
+  """YOPO-m-n: m full passes, and n steps of the attack through the first layer in each.
+
+  With f = g(f0(x)), f0 ending at the first layer with weights:
+
+      p = grad by z of loss(g(z), y) at z = f0(x + delta)               a full pass
+      delta <- project(delta + step_size * steepest(grad by delta of H))    n times
+      H = p . f0(x + delta), p constant, the Hamiltonian of the first layer
+
+  m times over, from a random start; the weights' gradient is the mean of those of the m
+  full passes. Zhang et al., "You only
+  propagate once: accelerating adversarial training via maximal principle", NeurIPS
+  2019. (They sum where this takes the mean, and divide the learning rate by m.)
+  """
+
+  def __init__(
+    self,
+    classifier: tf.keras.Model,
+    ball: norms.Ball,
+    step_size: float,
+    passes: int = 5,
+    inner_steps: int = 3,
+  ):
+    """Splits the classifier.
+
+    Args:
+      classifier: the Keras model that is trained.
+      ball: the allowed perturbations.
+      step_size: length of a step in the ball's norm, pixel units, greater than 0.
+      passes: m, full passes a step, at least 1; 5 is theirs.
+      inner_steps: n, steps of the attack a pass, at least 1; 3 is theirs.
+
+    Raises:
+      UserError: the classifier has no first layer to split at.
+    """
+    self._first, self._rest = split(classifier)
+    self._classifier = classifier
+    self._ball, self._step_size = ball, step_size
+    self._passes, self._inner_steps = passes, inner_steps
+
+  def train(self, differentiate: Differentiate, batch: Batch) -> Pass:
+    adversarial = self._ball.random_start(batch.keys, batch.images)
+    results = []
+    for _ in range(self._passes):
+      recorded = _Recorded(self._classifier, self._first, self._rest)
+      result = differentiate(
+        batch, adversarial, classifier=recorded, slope_by=lambda r=recorded: r.features
+      )
+      results.append(result)
+      # Where clean images go first, those that are attacked come last.
+      p = tf.stop_gradient(result.slope[-tf.shape(adversarial)[0] :])
+      for _ in range(self._inner_steps):
+        adversarial = self._climb(batch.images, adversarial, p)
+    gradients = [
+      tf.add_n(list(parts)) / self._passes
+      for parts in zip(*(result.gradients for result in results))
+    ]
+    loss = tf.add_n([result.loss for result in results]) / self._passes
+    return Pass(loss, results[-1].evaluated, gradients)
+
+  def _climb(self, images: tf.Tensor, moved: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+      tape.watch(moved)
+      hamiltonian = tf.reduce_sum(p * self._first(moved, training=False))
+    step = self._step_size * self._ball.steepest(tape.gradient(hamiltonian, moved))
+    return self._ball.project(images, moved + step)
+
+
+@dataclasses.dataclass
+class _Recorded:
+  """A split classifier that keeps the features of its last training pass."""
+
+  classifier: tf.keras.Model
+  first: tf.keras.Model
+  rest: tf.keras.Model
+  features: Any = None
+
+  @property
+  def trainable_variables(self) -> list[tf.Variable]:
+    return self.classifier.trainable_variables
+
+  def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+    features = self.first(images, training=training)
+    if training:
+      self.features = features
+    return self.rest(features, training=training)
+
+
+def split(classifier: tf.keras.Model) -> tuple[tf.keras.Model, tf.keras.Model]:
+  """Two models, which share the classifier's layers: up to its first weights, and on.
+
+  Raises:
+    UserError: all layers with weights are in a network inside the network, or the
+      image reaches later layers by another way too.
+  """
+  reason = "it has no layer with weights"
+  for layer in classifier.layers:
+    if not layer.trainable_weights:
+      continue
+    if isinstance(layer, tf.keras.Model):
+      reason = f"its first weights are inside the network {layer.name}"
+      break
+    try:
+      first = tf.keras.Model(classifier.inputs, layer.output)
+      return first, tf.keras.Model(layer.output, classifier.outputs[0])
+    except (AttributeError, ValueError):
+      reason = f"the image also passes by its first layer {layer.name}"
+      break
+  raise UserError(
+    f"YOPO cannot split the network {classifier.name}: {reason}; choose a network such "
+    "as preact_resnet18, or PGD."
+  )
