@@ -22,6 +22,7 @@ LAYERS = (
   ("attacks",),
   ("launch",),
   ("data",),
+  ("evaluation",),
   ("monitoring",),
   ("adversarial_model", "parts"),
   ("inputs", "pseudo_labeling"),

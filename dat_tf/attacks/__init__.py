@@ -8,9 +8,23 @@ An attack is composed of a ball of allowed perturbations and a rule to search it
 
 It is any callable of that signature: the classifier is a plain function from images
 in [0, 1] to logits, the keys are one random stream an example.
+
+The attacks of evaluation have names, see `make_attacks`; `dat_tf.evaluation` runs them,
+and `OneShot` makes such a callable of each.
 """
 
 from dat_tf.attacks.gradient import PGD, fgsm
-from dat_tf.attacks.norms import L2, Ball, LInfinity
+from dat_tf.attacks.iterative import OneShot
+from dat_tf.attacks.norms import L1, L2, Ball, LInfinity
+from dat_tf.attacks.registry import make_attacks
 
-__all__ = ["Ball", "L2", "LInfinity", "PGD", "fgsm"]
+__all__ = [
+  "Ball",
+  "L1",
+  "L2",
+  "LInfinity",
+  "OneShot",
+  "PGD",
+  "fgsm",
+  "make_attacks",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 import tensorflow as tf
 
@@ -58,7 +58,9 @@ class PGD:
     adversarial = self.ball.random_start(keys, images) if self.random_start else images
     # The loop is unrolled: on a CPU that is some 10 % faster than tf.while_loop.
     for _ in range(self.steps):
-      gradient = _input_gradient(classifier, adversarial, labels, loss)
+      gradient = evaluated(
+        classifier, adversarial, lambda logits: loss(logits, labels)
+      ).gradient
       adversarial = self.ball.project(
         images, adversarial + self.step_size * self.ball.steepest(gradient)
       )
@@ -75,12 +77,51 @@ def fgsm(ball: norms.Ball, step_size: Optional[float] = None) -> PGD:
   return PGD(ball, step_size or 1.25 * ball.epsilon, steps=1)
 
 
-def _input_gradient(
-  classifier: Logits, images: tf.Tensor, labels: tf.Tensor, loss: Loss
-) -> tf.Tensor:
-  with tf.GradientTape(watch_accessed_variables=False) as tape:
-    tape.watch(images)
-    # The sum, not the mean: each example's gradient is then its own, whatever the
-    # batch size, and does not underflow in half precision.
-    total = tf.reduce_sum(loss(classifier(images), labels))
-  return tape.gradient(total, images)
+class Evaluated(NamedTuple):
+  """A classifier at some images: logits [B, classes], loss [B], gradient [B, ...]."""
+
+  logits: tf.Tensor
+  loss: tf.Tensor
+  gradient: tf.Tensor
+
+
+def evaluated(
+  classifier: Logits,
+  images: tf.Tensor,
+  loss: Callable[[tf.Tensor], tf.Tensor],
+  samples: int = 1,
+) -> Evaluated:
+  """Logits, loss and its gradient with respect to each image.
+
+  Args:
+    classifier: from images to logits.
+    images: float32 [B, H, W, C].
+    loss: logits -> [B].
+    samples: calls of the classifier; loss and gradient are means of all, for a
+      classifier that draws random numbers (Athalye et al., ICML 2018: EOT). The logits
+      are those of the last call.
+  """
+
+  def sample() -> Evaluated:
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+      tape.watch(images)
+      logits = classifier(images)
+      values = loss(logits)
+      # The sum, not the mean: each example's gradient is then its own, whatever the
+      # batch size, and does not underflow in half precision.
+      total = tf.reduce_sum(values)
+    return Evaluated(logits, values, tape.gradient(total, images))
+
+  if samples == 1:
+    return sample()
+
+  def add(number: tf.Tensor, before: Evaluated) -> tuple[tf.Tensor, Evaluated]:
+    after = sample()
+    sums = before.loss + after.loss, before.gradient + after.gradient
+    return number + 1, Evaluated(after.logits, *sums)
+
+  number, sums = tf.constant(1), sample()
+  _, (logits, losses, gradients) = tf.while_loop(
+    lambda number, _: number < samples, add, (number, sums), parallel_iterations=1
+  )
+  return Evaluated(logits, losses / samples, gradients / samples)

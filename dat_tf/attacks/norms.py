@@ -7,7 +7,8 @@ back. Images are float tensors [B, H, W, C] in [0, 1]; everything is per example
 from __future__ import annotations
 
 import dataclasses
-from typing import Union
+from collections.abc import Sequence
+from typing import Optional, Union
 
 import tensorflow as tf
 
@@ -17,6 +18,11 @@ from dat_tf import hashing
 _ROUNDING = 1e-6
 
 
+def outer(epsilon: float) -> float:
+  """The largest norm that counts as epsilon."""
+  return epsilon + _ROUNDING
+
+
 def _clip_to_pixels(images: tf.Tensor) -> tf.Tensor:
   return tf.clip_by_value(images, 0.0, 1.0)
 
@@ -24,6 +30,16 @@ def _clip_to_pixels(images: tf.Tensor) -> tf.Tensor:
 def _l2_norm(x: tf.Tensor) -> tf.Tensor:
   """[B, H, W, C] -> [B, 1, 1, 1]."""
   return tf.sqrt(tf.reduce_sum(tf.square(x), axis=[1, 2, 3], keepdims=True))
+
+
+def _l1_norm(x: tf.Tensor) -> tf.Tensor:
+  """[B, H, W, C] -> [B, 1, 1, 1]."""
+  return tf.reduce_sum(tf.abs(x), axis=[1, 2, 3], keepdims=True)
+
+
+def signs(keys: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
+  """float32 [B, *shape]: -1 or 1, each as likely."""
+  return tf.where(hashing.uniform(keys, shape) < 0.5, -1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +123,104 @@ class L2:
     return _l2_norm(perturbation)[:, 0, 0, 0]
 
 
-Ball = Union[LInfinity, L2]
+@dataclasses.dataclass(frozen=True)
+class L1:
+  """sum |delta| <= epsilon.
+
+  Attributes:
+    epsilon: radius, greater than 0; the whole image's norm, with pixels in [0, 1].
+    density: share of the entries that a step moves, in (0, 1]. The steepest step moves
+      one entry only, which soon meets the end of its range; moving the largest few per
+      cent is what works (Tramer & Boneh, NeurIPS 2019).
+  """
+
+  epsilon: float
+  density: float = 0.05
+
+  def random_start(self, keys: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+    """Images moved by noise uniform in the ball; keys: uint32 [B, 2].
+
+    d of d + 1 exponential numbers, divided by the sum of all, are uniform in the
+    simplex (Devroye, "Non-uniform random variate generation", 1986); signs make it the
+    ball.
+    """
+    shape = images.shape[1:]
+    size = shape.num_elements()
+    numbers = -tf.math.log(1.0 - hashing.uniform(keys, [size + 1]))
+    # A stream of its own: the signs must not depend on the numbers.
+    chosen = signs(hashing.stream_keys(1, keys[:, 0], keys[:, 1]), [size])
+    noise = chosen * numbers[:, :-1] / tf.reduce_sum(numbers, axis=1, keepdims=True)
+    return self.project(images, images + self.epsilon * tf.reshape(noise, [-1, *shape]))
+
+  def steepest(
+    self, gradient: tf.Tensor, density: Optional[tf.Tensor] = None
+  ) -> tf.Tensor:
+    """The signs of the largest entries, all of one size: a direction of norm 1.
+
+    Args:
+      gradient: [B, H, W, C].
+      density: [B], share of the entries that move, instead of the ball's.
+    """
+    size = gradient.shape[1:].num_elements()
+    if density is None:
+      density = tf.fill([tf.shape(gradient)[0]], self.density)
+    magnitudes = tf.reshape(tf.abs(gradient), [-1, size])
+    smallest = tf.cast(density * size, tf.int32) - 1
+    smallest = tf.clip_by_value(smallest, 0, size - 1)
+    descending = tf.sort(magnitudes, direction="DESCENDING")
+    threshold = tf.gather(descending, smallest, batch_dims=1)[:, None, None, None]
+    signs = tf.where(tf.abs(gradient) >= threshold, tf.sign(gradient), 0.0)
+    return tf.math.divide_no_nan(signs, _l1_norm(signs))
+
+  def project(
+    self, images: tf.Tensor, moved: tf.Tensor, radius: Optional[tf.Tensor] = None
+  ) -> tf.Tensor:
+    """The point in the ball around `images`, and in [0, 1], nearest to `moved`.
+
+    Nearest in the Euclidean norm, of the intersection of both: clipping afterwards
+    would leave much of the ball unused (Croce & Hein, "Mind the box", ICML 2021).
+    An entry of size m with room r in its direction shrinks to min(max(m - s, 0), r),
+    where s is the smallest number, at least 0, for which the sum does not exceed the
+    radius. That sum is piecewise linear in s: its kinks are sorted and summed up.
+
+    Args:
+      images: float32 [B, H, W, C] in [0, 1].
+      moved: float32 [B, H, W, C].
+      radius: [B], of each example's ball; epsilon unless given.
+    """
+    size = images.shape[1:].num_elements()
+    batch = tf.shape(images)[0]
+    radius = tf.fill([batch], self.epsilon) if radius is None else radius
+    perturbation = moved - images
+    sizes = tf.reshape(tf.abs(perturbation), [-1, size])
+    room = tf.reshape(tf.where(perturbation > 0.0, 1.0 - images, images), [-1, size])
+    kinks = tf.concat([sizes, tf.nn.relu(sizes - room)], axis=1)
+    kinks, order = tf.math.top_k(kinks, 2 * size)
+    # How many entries grow with falling s, below each kink.
+    slopes = tf.cumsum(tf.where(order < size, 1.0, -1.0), axis=1)
+    sums = tf.cumsum(slopes[:, :-1] * (kinks[:, :-1] - kinks[:, 1:]), axis=1)
+    too_small = tf.reduce_sum(tf.cast(sums < radius[:, None], tf.int32), axis=1)
+    piece = tf.minimum(too_small, 2 * size - 2)
+    kink, slope, total = (
+      tf.gather(values, piece, batch_dims=1) for values in (kinks[:, 1:], slopes, sums)
+    )
+    shrink = kink + tf.math.divide_no_nan(total - radius, slope)
+    shrink = tf.where(too_small > piece, 0.0, shrink)[:, None]
+    projected = tf.minimum(tf.nn.relu(sizes - shrink), room)
+    # Rounding must not lead out of the ball.
+    norms = tf.reduce_sum(projected, axis=1)
+    projected *= tf.minimum(1.0, (1.0 - 1e-6) * radius / tf.maximum(norms, 1e-12))[
+      :, None
+    ]
+    projected = tf.reshape(projected, tf.shape(images)) * tf.sign(perturbation)
+    return _clip_to_pixels(images + projected)
+
+  def norm(self, perturbation: tf.Tensor) -> tf.Tensor:
+    """[B, H, W, C] -> [B]."""
+    return _l1_norm(perturbation)[:, 0, 0, 0]
+
+
+Ball = Union[LInfinity, L2, L1]
 
 
 def checked(ball: Ball, images: tf.Tensor, adversarial: tf.Tensor) -> tf.Tensor:
@@ -119,7 +232,7 @@ def checked(ball: Ball, images: tf.Tensor, adversarial: tf.Tensor) -> tf.Tensor:
   """
   norm = tf.reduce_max(ball.norm(adversarial - images))
   lowest, highest = tf.reduce_min(adversarial), tf.reduce_max(adversarial)
-  inside = (norm <= ball.epsilon + _ROUNDING) & (lowest >= 0.0) & (highest <= 1.0)
+  inside = (norm <= outer(ball.epsilon)) & (lowest >= 0.0) & (highest <= 1.0)
   check = tf.debugging.Assert(
     inside,
     [

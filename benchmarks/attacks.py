@@ -1,0 +1,157 @@
+"""The attacks of evaluation against independent implementations of them.
+
+    python benchmarks/attacks.py --peer_python=PYTHON --json=docs/results/attacks.json
+
+PYTHON is that of an environment of its own with TensorFlow 2.15,
+adversarial-robustness-toolbox, foolbox and cleverhans. All attack the same images and
+the same trained Keras model with the same budgets: l-infinity 0.1 and, where the attack
+is of that norm, l2 1.5.
+
+Accuracy: each attack alone, on all images. Time: APGD-CE, APGD-T and Square, each on
+the images that those before it left, as AutoAttack runs them; ours and the peer's one
+after the other, compilation included.
+
+JSON keys:
+  ATTACK_minus_peer_points       robust accuracy of ours less the peer's, in points, for
+                                 apgd_ce, apgd_dlr, square, pgd_foolbox, pgd_cleverhans,
+                                 and accuracy at the l2 radius for ddn, deepfool
+  ATTACK_median_norm_over_peer   of the norms found by ddn, deepfool: ours over peer's
+  autoattack_minus_peer_points   after all three timed attacks
+  autoattack_speedup             peer's seconds over ours
+  images, timed_images           how many
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from dat_tf.startup import quiet, run_script
+
+with quiet():
+  import tensorflow as tf
+
+  from dat_tf.attacks import L2, LInfinity, make_attacks
+  from dat_tf.errors import UserError
+  from dat_tf.evaluation import Evaluator
+
+import common
+
+_PEER = flags.DEFINE_string("peer_python", None, "Python that has the peers.")
+_MODEL = flags.DEFINE_string(
+  "model", "runs/fashion_mnist_dat_pgd/export", "A trained Keras model: logits out."
+)
+_DATA = flags.DEFINE_string(
+  "data", "data/fashion_mnist/test-*", "TFRecords of its test images, bare pixels."
+)
+_IMAGES = flags.DEFINE_integer("images", 1000, "For accuracy.", lower_bound=1)
+_TIMED = flags.DEFINE_integer("timed_images", 200, "For time.", lower_bound=1)
+
+LINF, SQUARED = 0.1, 1.5
+# Our name and norm of what the peers' script calls so.
+ATTACKS = {
+  "apgd_ce": ("apgd-ce", LInfinity(LINF)),
+  "apgd_dlr": ("apgd-dlr", LInfinity(LINF)),
+  "square": ("square", LInfinity(LINF)),
+  "pgd_foolbox": ("pgd-40", LInfinity(LINF)),
+  "pgd_cleverhans": ("pgd-40", LInfinity(LINF)),
+  "ddn": ("ddn", L2(SQUARED)),
+  "deepfool": ("deepfool", L2(SQUARED)),
+}
+TIMED = ("apgd-ce", "apgd-t", "square")
+
+
+def read_records(pattern: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """The first images, float32 in [0, 1], and labels."""
+  paths = sorted(tf.io.gfile.glob(pattern))
+  if not paths:
+    raise UserError(f"--data={pattern} matches no file: give the test TFRecords.")
+  images, labels = [], []
+  for record in tf.data.TFRecordDataset(paths).take(count).as_numpy_iterator():
+    feature = tf.train.Example.FromString(record).features.feature
+    pixels = np.frombuffer(feature["image/raw"].bytes_list.value[0], np.uint8)
+    images.append(pixels.reshape(feature["image/shape"].int64_list.value))
+    labels.append(feature["label"].int64_list.value[0])
+  return np.stack(images).astype(np.float32) / 255.0, np.array(labels)
+
+
+def run_peers(
+  python: str, directory: str, images: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+  """Results of benchmarks/attack_peers.py, as its head describes them."""
+  data, out = os.path.join(directory, "in.npz"), os.path.join(directory, "out.json")
+  np.savez(data, images=images, labels=labels)
+  script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "attack_peers.py")
+  subprocess.run(
+    [python, script, os.path.abspath(_MODEL.value), data, out]
+    + [str(number) for number in (LINF, SQUARED, _TIMED.value)],
+    check=True,
+  )
+  with open(out, encoding="utf-8") as file:
+    return json.load(file)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if not _PEER.value:
+    raise UserError("--peer_python is required: what ours is compared with.")
+  images, labels = read_records(_DATA.value, max(_IMAGES.value, _TIMED.value))
+  model = tf.keras.models.load_model(_MODEL.value, compile=False)
+  classifier = tf.function(lambda x: model(x, training=False))
+  ids = np.arange(len(images))
+
+  def attack(name: str, sequence: Any, part: slice) -> tuple[np.ndarray, float]:
+    started = time.perf_counter()
+    evaluator = Evaluator(classifier, {name: sequence})
+    _, outcomes = evaluator(images[part], labels[part], ids[part])
+    return outcomes[name].norm, time.perf_counter() - started
+
+  timed = slice(_TIMED.value)
+  chain = [a for name in TIMED for a in make_attacks(name, LInfinity(LINF))]
+  chain_norm, seconds = attack("chain", chain, timed)
+  with tempfile.TemporaryDirectory() as directory:
+    peers = run_peers(_PEER.value, directory, images, labels)
+
+  rows, figures = [], {"images": _IMAGES.value, "timed_images": _TIMED.value}
+  for key, (name, ball) in ATTACKS.items():
+    ours, _ = attack(name, make_attacks(name, ball), slice(_IMAGES.value))
+    theirs = np.array(peers[key])[: _IMAGES.value]
+    rows.append(_row(name, ours, theirs, ball.epsilon) | {"peer": peers["names"][key]})
+    figures[f"{key}_minus_peer_points"] = rows[-1]["points"]
+    if isinstance(ball, L2):
+      ratio = float(np.median(ours[ours > 0]) / np.median(theirs[theirs > 0]))
+      figures[f"{key}_median_norm_over_peer"] = rows[-1]["norm ratio"] = ratio
+  row = _row("+".join(TIMED), chain_norm, np.array(peers["chain"]), LINF)
+  speedup = peers["seconds"] / seconds
+  rows.append(row | {"peer": peers["names"]["chain"], "speedup": speedup})
+  figures["autoattack_minus_peer_points"] = row["points"]
+  figures["autoattack_speedup"] = speedup
+  figures["autoattack_seconds"] = seconds
+  figures["autoattack_peer_seconds"] = peers["seconds"]
+  common.report(rows, figures)
+
+
+def _row(
+  name: str, ours: np.ndarray, theirs: np.ndarray, epsilon: float
+) -> dict[str, Any]:
+  ours_robust, peer_robust = (
+    100.0 * float((norm > epsilon + 1e-5).mean()) for norm in (ours, theirs)
+  )
+  return {
+    "attack": name,
+    "robust, %": ours_robust,
+    "peer's, %": peer_robust,
+    "points": ours_robust - peer_robust,
+  }
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+  run_script(main)

@@ -1,0 +1,262 @@
+"""APGD: projected gradient ascent that chooses its step size itself.
+
+Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks", ICML 2020; for the l1 ball, "Mind the box: l1-APGD for sparse
+adversarial attacks on image classifiers", ICML 2021.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Callable, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from dat_tf import hashing
+from dat_tf.attacks import losses, norms
+from dat_tf.attacks.gradient import evaluated
+from dat_tf.attacks.iterative import (
+  Classifier,
+  Examples,
+  State,
+  per_example,
+  select,
+  unfooled,
+)
+from dat_tf.errors import UserError
+
+_MOMENTUM = 0.75
+_RHO = 0.75  # share of steps that must raise the loss for the step size to stay
+
+
+class _Schedule(NamedTuple):
+  """What is known beforehand of each step, arrays [num_steps].
+
+  Attributes:
+    first: whether the step evaluates the start of a stage.
+    last: whether it evaluates the last point of a stage.
+    window: at a checkpoint the number of steps since the one before, else 0.
+    radius: of the stage, in units of epsilon.
+  """
+
+  first: np.ndarray
+  last: np.ndarray
+  window: np.ndarray
+  radius: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class APGD:
+  """Auto-PGD.
+
+      z       = project(x_k + step_size * steepest(grad loss))
+      x_{k+1} = project(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1}))
+
+  The step size begins at twice epsilon. At checkpoints, ever closer together, it is
+  halved, and the search goes on from the best point, if too few steps raised the loss
+  since the last one, or none led to a new best.
+
+  In the l1 ball there is no momentum; a step moves the largest entries only, fewer the
+  sparser the best perturbation is, and the search passes through balls of 3 and 2
+  epsilon before it comes to that of epsilon.
+
+  Attributes:
+    ball: where adversarial images are sought.
+    loss: logits [B, classes] and labels [B] -> [B]; if `targets` is not 0 it takes
+      target classes [B] as its third argument.
+    steps: gradient steps in a round.
+    restarts: rounds, or rounds for each target class, each from its own random point.
+    targets: number of wrong classes to aim at, the likeliest first, or as many as there
+      are; 0 aims at none.
+    samples: calls of the classifier whose mean loss is climbed (EOT), for a classifier
+      that draws random numbers.
+  """
+
+  ball: norms.Ball
+  loss: Callable[..., tf.Tensor] = losses.cross_entropy
+  steps: int = 100
+  restarts: int = 1
+  targets: int = 0
+  samples: int = 1
+
+  @property
+  def stop_norm(self) -> float:
+    return norms.outer(self.ball.epsilon)
+
+  @property
+  def num_steps(self) -> int:
+    return len(self._schedule().first)
+
+  def num_rounds(self, num_classes: int) -> int:
+    if self.targets and num_classes < 4:
+      raise UserError(
+        f"The targeted DLR loss needs 4 classes, the model has {num_classes}: leave "
+        "apgd-t out, and use apgd-ce, fab-t and square."
+      )
+    return self.restarts * max(min(self.targets, num_classes - 1), 1)
+
+  def start(self, examples: Examples) -> State:
+    images = examples.images
+    if isinstance(self.ball, norms.L1):
+      # Noise uniform in the ball moves each entry by almost nothing.
+      noise = hashing.normal(examples.keys, images.shape[1:])
+      stage = tf.fill([tf.shape(images)[0]], self._radii()[0] * self.ball.epsilon)
+      point = self.ball.project(images, images + noise, stage)
+    else:
+      point = self.ball.random_start(examples.keys, images)
+    zeros = tf.zeros([tf.shape(images)[0]])
+    state = {
+      **unfooled(images),
+      "point": point,
+      "best": point,
+      "best_gradient": tf.zeros_like(images),
+      "best_loss": zeros,
+      "step_size": zeros,
+    }
+    if isinstance(self.ball, norms.L1):
+      return {**state, "density": zeros, "moved": zeros}
+    return {
+      **state,
+      "previous": point,
+      "previous_loss": zeros,
+      "increases": zeros,
+      "halved": tf.cast(zeros, tf.bool),
+      "checked_loss": zeros,
+    }
+
+  def step(
+    self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
+  ) -> State:
+    extra = (examples.targets(self.restarts),) if self.targets else ()
+    point = state["point"]
+    logits, loss, gradient = evaluated(
+      classifier,
+      point,
+      lambda logits: self.loss(logits, examples.labels, *extra),
+      self.samples,
+    )
+    now = _Schedule(*(tf.gather(values, k) for values in self._schedule()))
+    better = now.first | (loss > state["best_loss"])
+    best = {
+      "best": select(better, point, state["best"]),
+      "best_gradient": select(better, gradient, state["best_gradient"]),
+      "best_loss": tf.where(better, loss, state["best_loss"]),
+    }
+    fooled = examples.fooled(logits)
+    norm = tf.where(fooled, self.ball.norm(point - examples.images), float("inf"))
+    found = {
+      "adversarial": select(fooled, point, best["best"]),
+      "norm": norm,
+    }
+    state = {**state, **best, **found}
+    if isinstance(self.ball, norms.L1):
+      return self._sparse_move(examples, state, now, gradient, k)
+    return self._move(examples, state, now, gradient, loss)
+
+  def _move(
+    self,
+    examples: Examples,
+    state: State,
+    now: _Schedule,
+    gradient: tf.Tensor,
+    loss: tf.Tensor,
+  ) -> State:
+    point = state["point"]
+    raised = tf.cast(~now.first & (loss > state["previous_loss"]), tf.float32)
+    increases = state["increases"] + raised
+    check = now.window > 0
+    window = tf.cast(now.window, tf.float32)
+    stalled = ~state["halved"] & (state["checked_loss"] >= state["best_loss"])
+    halve = check & ((increases <= _RHO * window) | stalled)
+    step_size = tf.where(now.first, 2.0 * self.ball.epsilon, state["step_size"])
+    step_size = tf.where(halve, step_size / 2.0, step_size)
+    point = select(halve, state["best"], point)
+    gradient = select(halve, state["best_gradient"], gradient)
+
+    ball, images = self.ball, examples.images
+    steepest = per_example(step_size) * ball.steepest(gradient)
+    step = ball.project(images, point + steepest) - point
+    momentum = per_example(tf.where(now.first, 1.0, _MOMENTUM))
+    step = momentum * step + (1.0 - momentum) * (point - state["previous"])
+    return {
+      **state,
+      "previous": point,
+      "previous_loss": loss,
+      "point": ball.project(images, point + step),
+      "step_size": step_size,
+      "increases": tf.where(check, 0.0, increases),
+      # The first checkpoint looks at the increases only.
+      "halved": now.first | tf.where(check, halve, state["halved"]),
+      "checked_loss": tf.where(
+        now.first | check, state["best_loss"], state["checked_loss"]
+      ),
+    }
+
+  def _sparse_move(
+    self,
+    examples: Examples,
+    state: State,
+    now: _Schedule,
+    gradient: tf.Tensor,
+    k: tf.Tensor,
+  ) -> State:
+    assert isinstance(self.ball, norms.L1)
+    images, point = examples.images, state["point"]
+    size = images.shape[1:].num_elements()
+    moved = tf.math.count_nonzero(state["best"] - images, [1, 2, 3], dtype=tf.float32)
+    density = moved / size / 1.5
+    radius = now.radius * self.ball.epsilon
+    check = now.window > 0
+    sparser = check & (moved < 0.95 * state["moved"])
+    step_size = tf.where(now.first | sparser, radius, state["step_size"])
+    smaller = tf.maximum(step_size / 1.5, radius / 10.0)
+    step_size = tf.where(check & ~sparser, smaller, step_size)
+    point = select(sparser, state["best"], point)
+    gradient = select(sparser, state["best_gradient"], gradient)
+
+    update = now.first | check
+    density = tf.where(update, density, state["density"])
+    step = per_example(step_size) * self.ball.steepest(gradient, density)
+    # The next stage begins where this one was best, in a ball of its own.
+    point = select(now.last, state["best"], point + step)
+    radii = self._schedule().radius
+    radius = tf.gather(radii, tf.minimum(k + 1, len(radii) - 1)) * self.ball.epsilon
+    return {
+      **state,
+      "point": self.ball.project(images, point, radius),
+      "step_size": step_size,
+      "density": density,
+      "moved": tf.where(update, moved, state["moved"]),
+    }
+
+  def _radii(self) -> tuple[float, ...]:
+    return (3.0, 2.0, 1.0) if isinstance(self.ball, norms.L1) else (1.0,)
+
+  def _schedule(self) -> _Schedule:
+    """Each stage evaluates its start and then as many points as it has steps."""
+    sparse = isinstance(self.ball, norms.L1)
+    stages = [self.steps]
+    if sparse:
+      early = math.ceil(0.3 * self.steps)
+      stages = [early, early, self.steps - 2 * early]
+    rows = []
+    for radius, steps in zip(self._radii(), stages):
+      windows = np.zeros(steps + 1, np.int32)
+      place, window = 0, max(int((0.04 if sparse else 0.22) * steps), 1)
+      while place + window <= steps:
+        place += window
+        windows[place] = window
+        if not sparse:
+          window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+      number = np.arange(steps + 1)
+      rows.append(
+        (
+          number == 0,
+          number == steps,
+          windows,
+          np.full(steps + 1, radius, np.float32),
+        )
+      )
+    return _Schedule(*(np.concatenate(column) for column in zip(*rows)))

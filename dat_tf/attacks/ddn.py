@@ -1,0 +1,84 @@
+"""DDN: the direction by the gradient, the norm by success.
+
+Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial
+attacks and defenses", CVPR 2019.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from dat_tf.attacks import losses, norms
+from dat_tf.attacks.gradient import evaluated
+from dat_tf.attacks.iterative import (
+  Classifier,
+  Examples,
+  State,
+  per_example,
+  smaller,
+  unfooled,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DDN:
+  """Smallest l2 perturbations.
+
+      delta <- delta + step_k g / |g|,   radius <- radius (1 -+ change),
+      x_{k+1} = x + radius delta / |delta|
+
+  The radius shrinks while x_k fools the classifier and grows while it does not; step_k
+  falls from 1 to 0.01 along a cosine.
+
+  Attributes:
+    ball: an example is broken by a perturbation inside.
+    steps: gradient steps.
+    change: of the radius in a step, relative.
+    first_radius: the radius at the start.
+  """
+
+  ball: norms.L2
+  steps: int = 100
+  change: float = 0.05
+  first_radius: float = 1.0
+
+  @property
+  def stop_norm(self) -> float:
+    return 0.0
+
+  @property
+  def num_steps(self) -> int:
+    return self.steps + 1  # the last one looks at the last point
+
+  def num_rounds(self, num_classes: int) -> int:
+    return 1
+
+  def start(self, examples: Examples) -> State:
+    images = examples.images
+    return {
+      **unfooled(images),
+      "point": images,
+      "radius": tf.fill([tf.shape(images)[0]], self.first_radius),
+    }
+
+  def step(
+    self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
+  ) -> State:
+    images, point = examples.images, state["point"]
+    logits, _, gradient = evaluated(
+      classifier, point, lambda logits: losses.cross_entropy(logits, examples.labels)
+    )
+    fooled = examples.fooled(logits)
+    share = tf.cast(k, tf.float32) / self.steps
+    step = 0.01 + 0.99 * (1.0 + tf.cos(math.pi * share)) / 2.0
+    delta = point - images + per_example(step) * self.ball.steepest(gradient)
+    radius = state["radius"] * tf.where(fooled, 1.0 - self.change, 1.0 + self.change)
+    moved = images + per_example(radius) * self.ball.steepest(delta)
+    return {
+      **smaller(self.ball, examples, state, point, logits),
+      "point": tf.clip_by_value(moved, 0.0, 1.0),
+      "radius": radius,
+    }

@@ -1,0 +1,95 @@
+"""FAB: adversarial images that are as near as possible.
+
+Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
+attack", ICML 2020; aimed at one class at a time as in AutoAttack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from dat_tf.attacks import hyperplane, losses, norms
+from dat_tf.attacks.gradient import evaluated
+from dat_tf.attacks.iterative import (
+  Classifier,
+  Examples,
+  State,
+  per_example,
+  select,
+  smaller,
+  unfooled,
+)
+
+_BIAS = 0.1  # alpha_max: the largest weight of the way from the image itself
+_OVERSHOOT = 1.05  # eta
+_BACK = 0.9  # beta: where the search goes on once it has crossed the boundary
+
+
+@dataclasses.dataclass(frozen=True)
+class FAB:
+  """Targeted fast adaptive boundary attack (FAB-T).
+
+  The boundary to the target class is taken for the hyperplane that it is to first
+  order. A step goes to it, a little further than the shortest way leads, with a bias
+  towards its point nearest to the image. Beyond the boundary the search turns back
+  towards the image.
+
+  Attributes:
+    ball: the norm; an example is broken by a perturbation inside.
+    steps: in a round.
+    targets: number of wrong classes, the likeliest first, or as many as there are: one
+      round each.
+    minimal: whether to go on for the smallest norm when one inside the ball is found.
+  """
+
+  ball: norms.Ball
+  steps: int = 100
+  targets: int = 9
+  minimal: bool = False
+
+  @property
+  def stop_norm(self) -> float:
+    return 0.0 if self.minimal else self.ball.epsilon
+
+  @property
+  def num_steps(self) -> int:
+    return self.steps
+
+  def num_rounds(self, num_classes: int) -> int:
+    return min(self.targets, num_classes - 1)
+
+  def start(self, examples: Examples) -> State:
+    return {**unfooled(examples.images), "point": examples.images}
+
+  def step(
+    self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
+  ) -> State:
+    images, point, targets = examples.images, state["point"], examples.targets()
+
+    def difference(logits: tf.Tensor) -> tf.Tensor:
+      chosen = losses.chosen(logits, targets)
+      return chosen - losses.chosen(logits, examples.labels)
+
+    _, value, gradient = evaluated(classifier, point, difference)
+    # The same hyperplane, seen from the image.
+    value_at_image = value + tf.reduce_sum(gradient * (images - point), [1, 2, 3])
+    ways = hyperplane.shortest_way(
+      self.ball,
+      tf.concat([point, images], 0),
+      tf.concat([gradient, gradient], 0),
+      tf.concat([value, value_at_image], 0),
+    )
+    lengths = tf.split(tf.maximum(self.ball.norm(ways), 1e-8), 2)
+    way, way_from_image = tf.split(ways, 2)
+    bias = per_example(tf.minimum(lengths[0] / (lengths[0] + lengths[1]), _BIAS))
+    point = (1.0 - bias) * (point + _OVERSHOOT * way)
+    point += bias * (images + _OVERSHOOT * way_from_image)
+    point = tf.clip_by_value(point, 0.0, 1.0)
+    logits = classifier(point)
+    fooled = examples.fooled(logits)
+    return {
+      **smaller(self.ball, examples, state, point, logits),
+      "point": select(fooled, images + _BACK * (point - images), point),
+    }

@@ -1,0 +1,71 @@
+"""The way from a point to a hyperplane, inside [0, 1], that is shortest in a norm.
+
+Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
+attack", ICML 2020, section 2.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from dat_tf.attacks import norms
+
+
+def shortest_way(
+  ball: norms.Ball, points: tf.Tensor, normals: tf.Tensor, values: tf.Tensor
+) -> tf.Tensor:
+  """The smallest move to where a linear function, 0 at the hyperplane, vanishes.
+
+      minimise |d|   subject to   value + normal . d = 0   and   0 <= point + d <= 1
+
+  Where no point of [0, 1] lies on the hyperplane, the one nearest to it is moved to.
+
+  Args:
+    ball: whose norm counts; not its radius.
+    points: float32 [B, H, W, C] in [0, 1].
+    normals: float32 [B, H, W, C], the gradient.
+    values: float32 [B], of the function at the points.
+
+  Returns:
+    float32 [B, H, W, C].
+  """
+  size = points.shape[1:].num_elements()
+  up = -tf.sign(normals) * tf.sign(values)[:, None, None, None]
+  room = tf.where(up > 0.0, 1.0 - points, points) * tf.abs(up)
+  room = tf.reshape(room, [-1, size])
+  weights, target = tf.reshape(tf.abs(normals), [-1, size]), tf.abs(values)
+  if isinstance(ball, norms.L1):
+    move = _largest_first(weights, room, target)
+  elif isinstance(ball, norms.L2):
+    kinks = tf.math.divide_no_nan(room, weights)
+    move = tf.minimum(_level(weights**2, kinks, target) * weights, room)
+  else:
+    move = tf.minimum(_level(weights, room, target), room)
+  return up * tf.reshape(move, tf.shape(points))
+
+
+def _largest_first(weights: tf.Tensor, room: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+  """Moves the entries of the largest weights as far as they go; [B, D]."""
+  ranked, order = tf.math.top_k(weights, weights.shape[1])
+  gains = ranked * tf.gather(room, order, batch_dims=1)
+  before = tf.cumsum(gains, axis=1, exclusive=True)
+  gains = tf.clip_by_value(target[:, None] - before, 0.0, gains)
+  moves = tf.math.divide_no_nan(gains, ranked)
+  return tf.gather(moves, tf.argsort(order, axis=1), batch_dims=1)
+
+
+def _level(slopes: tf.Tensor, kinks: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+  """The t for which sum_i slopes_i min(t, kinks_i) is the target; [B, 1].
+
+  The largest number, which times 0 is 0, if the sum never gets there.
+  """
+  falling, order = tf.math.top_k(-kinks, kinks.shape[1])
+  kinks, slopes = -falling, tf.gather(slopes, order, batch_dims=1)
+  reached = tf.cumsum(slopes * kinks, axis=1, exclusive=True)
+  rising = tf.cumsum(slopes, axis=1, reverse=True)
+  sums = reached + rising * kinks
+  piece = tf.reduce_sum(tf.cast(sums < target[:, None], tf.int32), axis=1)
+  last = tf.minimum(piece, kinks.shape[1] - 1)
+  reached, rising = (tf.gather(x, last, batch_dims=1) for x in (reached, rising))
+  level = tf.math.divide_no_nan(target - reached, rising)
+  return tf.where(piece > last, level.dtype.max, level)[:, None]

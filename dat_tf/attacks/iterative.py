@@ -1,0 +1,223 @@
+"""Attacks that are made of equal steps, so that a batch may hold each at another step.
+
+An evaluation swaps an example that is broken for one that waits, in the middle of an
+attack (`dat_tf.evaluation.robustness`). So an attack keeps all that it knows of an
+example in a row of its state, and each row has its own step number. In one shot:
+
+    attack = OneShot(APGD(LInfinity(8 / 255), dlr))
+    adversarial = attack(classifier, images, labels, keys)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, NamedTuple, Optional, Protocol
+
+import tensorflow as tf
+
+from dat_tf import hashing
+from dat_tf.attacks import losses, norms
+
+Classifier = Callable[[tf.Tensor], tf.Tensor]
+
+# At least "adversarial", float32 [B, H, W, C], the best image so far, and "norm",
+# float32 [B], that of its perturbation, infinity until it fools the classifier.
+State = dict[str, tf.Tensor]
+
+
+class Examples(NamedTuple):
+  """What an attack is given of each example.
+
+  Attributes:
+    images: float32 [B, H, W, C] in [0, 1].
+    labels: int32 [B].
+    keys: uint32 [B, 2], a random stream of this example in this round.
+    logits: float32 [B, classes], of the images.
+    rounds: int32 [B], which of the attack's rounds this is, from 0.
+  """
+
+  images: tf.Tensor
+  labels: tf.Tensor
+  keys: tf.Tensor
+  logits: tf.Tensor
+  rounds: tf.Tensor
+
+  def step_keys(self, step: tf.Tensor, stream: int = 0) -> tf.Tensor:
+    """Streams of a step of each example, uint32 [B, 2]; step: int32 [B]."""
+    return hashing.stream_keys(stream, step, self.keys[:, 0], self.keys[:, 1])
+
+  def targets(self, rounds_per_class: int = 1) -> tf.Tensor:
+    """The class that a round aims at, the likeliest wrong one first; int32 [B]."""
+    order = tf.argsort(
+      losses.others(self.logits, self.labels), axis=1, direction="DESCENDING"
+    )
+    return tf.gather(order, self.rounds // rounds_per_class, batch_dims=1)
+
+  def fooled(self, logits: tf.Tensor) -> tf.Tensor:
+    """Whether the largest logit is not the label's; bool [B]."""
+    return tf.argmax(logits, axis=1, output_type=self.labels.dtype) != self.labels
+
+
+class Iterative(Protocol):
+  """An attack as `evaluation.Evaluator` runs it.
+
+  Attributes:
+    ball: what counts as an adversarial image, and the norm.
+    num_steps: how often `step` is called in a round.
+    stop_norm: a round ends once `norm` is at most this.
+  """
+
+  @property
+  def ball(self) -> norms.Ball: ...
+
+  @property
+  def num_steps(self) -> int: ...
+
+  @property
+  def stop_norm(self) -> float: ...
+
+  def num_rounds(self, num_classes: int) -> int:
+    """Restarts and target classes: rounds for an example that withstands them all.
+
+    Raises:
+      UserError: the attack needs more classes.
+    """
+
+  def start(self, examples: Examples) -> State:
+    """The state before the first step."""
+
+  def step(
+    self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
+  ) -> State:
+    """One step; k: int32 [B], the number of each example's step, from 0."""
+
+
+def advanced(
+  attack: Iterative,
+  classifier: Classifier,
+  examples: Examples,
+  state: State,
+  k: tf.Tensor,
+) -> State:
+  """One step of an attack; what it found in a round that has ended stays."""
+  after = attack.step(classifier, examples, state, k)
+  ended = state["norm"] <= attack.stop_norm
+  return {
+    **after,
+    "norm": tf.where(ended, state["norm"], after["norm"]),
+    "adversarial": select(ended, state["adversarial"], after["adversarial"]),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class OneShot:
+  """An iterative attack as the plain call that training makes."""
+
+  attack: Any
+
+  def __call__(
+    self,
+    classifier: Classifier,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    keys: tf.Tensor,
+    loss: Optional[Callable[..., tf.Tensor]] = None,
+  ) -> tf.Tensor:
+    """Adversarial images; of several rounds, from the first that fools the classifier.
+
+    Args:
+      classifier: any callable from images [B, H, W, C] to logits [B, classes].
+      images: float32 [B, H, W, C] in [0, 1].
+      labels: int [B], or [B, classes], of which the likeliest counts.
+      keys: uint32 [B, 2], one random stream an example (`hashing.stream_keys`).
+      loss: what the attack climbs, if it climbs one, instead of its own.
+
+    Returns:
+      float32 [B, H, W, C] in [0, 1]: the best images that the attack knows, whether or
+      not they fool the classifier.
+    """
+    attack = (
+      self.attack if loss is None else dataclasses.replace(self.attack, loss=loss)
+    )
+    labels = tf.convert_to_tensor(labels)
+    labels = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=1)
+    labels, logits = tf.cast(labels, tf.int32), classifier(images)
+    best: State = {}
+    for number in range(attack.num_rounds(logits.shape[1])):
+      examples = Examples(
+        images,
+        labels,
+        hashing.stream_keys(number, keys[:, 0], keys[:, 1]),
+        logits,
+        tf.fill(tf.shape(labels), number),
+      )
+      state = run(attack, classifier, examples, attack.start(examples))
+      found = {name: state[name] for name in ("adversarial", "norm")}
+      if best:
+        keep = (best["norm"] <= attack.stop_norm) | (best["norm"] <= found["norm"])
+        found = {name: select(keep, best[name], found[name]) for name in found}
+      best = found
+    return best["adversarial"]
+
+
+def run(
+  attack: Iterative,
+  classifier: Classifier,
+  examples: Examples,
+  state: State,
+  first: Optional[tf.Tensor] = None,
+  steps: Optional[tf.Tensor] = None,
+) -> State:
+  """Some steps in a row.
+
+  Args:
+    attack: what makes the steps.
+    classifier: from images to logits.
+    examples: what is attacked.
+    state: the attack's.
+    first: int32 [B], the number of each example's next step; 0 unless given.
+    steps: int32 [], how many; all unless given.
+  """
+  first = tf.zeros_like(examples.rounds) if first is None else first
+  steps = tf.constant(attack.num_steps) if steps is None else steps
+  return tf.while_loop(
+    lambda step, _: step < steps,
+    lambda step, before: (
+      step + 1,
+      advanced(attack, classifier, examples, before, first + step),
+    ),
+    (tf.constant(0), state),
+    parallel_iterations=1,
+  )[1]
+
+
+def select(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+  """Rows of x where the condition, bool [B], holds, else of y."""
+  shape = tf.concat([tf.shape(condition), tf.ones([tf.rank(x) - 1], tf.int32)], 0)
+  return tf.where(tf.reshape(condition, shape), x, y)
+
+
+def per_example(x: tf.Tensor) -> tf.Tensor:
+  """[B] -> [B, 1, 1, 1]."""
+  return x[:, None, None, None]
+
+
+def smaller(
+  ball: norms.Ball,
+  examples: Examples,
+  state: State,
+  moved: tf.Tensor,
+  logits: tf.Tensor,
+) -> State:
+  """The result in `state`, or `moved` where it fools with a smaller perturbation."""
+  norm = ball.norm(moved - examples.images)
+  better = examples.fooled(logits) & (norm < state["norm"])
+  return {
+    "adversarial": select(better, moved, state["adversarial"]),
+    "norm": tf.where(better, norm, state["norm"]),
+  }
+
+
+def unfooled(images: tf.Tensor) -> State:
+  """The result before anything is found."""
+  return {"adversarial": images, "norm": tf.fill([tf.shape(images)[0]], float("inf"))}

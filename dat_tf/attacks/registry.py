@@ -1,0 +1,99 @@
+"""Attacks of evaluation by the field's names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Callable, Optional
+
+from dat_tf.attacks import losses, norms
+from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.ascent import Ascent
+from dat_tf.attacks.ddn import DDN
+from dat_tf.attacks.deepfool import DeepFool
+from dat_tf.attacks.fab import FAB
+from dat_tf.attacks.iterative import Iterative
+from dat_tf.attacks.jsma import JSMA
+from dat_tf.attacks.penalized import LBFGS, CarliniWagner
+from dat_tf.attacks.square import Square
+from dat_tf.errors import UserError
+
+
+# In l1 AutoAttack runs APGD-CE five times, and aims at five classes.
+def _apgd_ce(ball: norms.Ball) -> APGD:
+  return APGD(ball, restarts=5 if isinstance(ball, norms.L1) else 1)
+
+
+def _apgd_t(ball: norms.Ball) -> APGD:
+  targets = 5 if isinstance(ball, norms.L1) else 9
+  return APGD(ball, losses.targeted_dlr, targets=targets)
+
+
+_SUITES: dict[str, Callable[[norms.Ball], tuple[Iterative, ...]]] = {
+  "apgd-ce": lambda ball: (_apgd_ce(ball),),
+  "apgd-dlr": lambda ball: (APGD(ball, losses.dlr),),
+  "apgd-t": lambda ball: (_apgd_t(ball),),
+  "fab-t": lambda ball: (FAB(ball, minimal=True),),
+  "square": lambda ball: (Square(ball),),
+  "autoattack": lambda ball: (_apgd_ce(ball), _apgd_t(ball), FAB(ball), Square(ball)),
+  "autoattack-rand": lambda ball: (
+    APGD(ball, samples=20),
+    APGD(ball, losses.dlr, samples=20),
+  ),
+  "deepfool": lambda ball: (DeepFool(ball),),
+  "jsma": lambda ball: (JSMA(ball),),
+}
+_L2_ONLY: dict[str, Callable[[norms.L2], tuple[Iterative, ...]]] = {
+  "ddn": lambda ball: (DDN(ball),),
+  "cw-l2": lambda ball: (CarliniWagner(ball),),
+  "l-bfgs": lambda ball: (LBFGS(ball),),
+}
+# NAME-K takes K steps, NAME-KxR does so from R random starts.
+_STEPPED = re.compile(r"(pgd|cw-pgd)-([1-9]\d*)(?:x([1-9]\d*))?")
+_FROM_THE_IMAGE = re.compile(r"(bim|mi-fgsm)-([1-9]\d*)")
+_EXAMPLES = ("fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20")
+
+
+def make_attacks(
+  name: str, ball: norms.Ball, step_size: Optional[float] = None
+) -> tuple[Iterative, ...]:
+  """The attacks that a name stands for, for `evaluation.Evaluator`.
+
+  Args:
+    name: `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab-t`, `square`; `autoattack` (standard)
+      and `autoattack-rand`; `deepfool`, `jsma`; `ddn`, `cw-l2`, `l-bfgs` in l2;
+      `fgsm`; with K steps, or K from each of R random starts, `pgd-K`, `pgd-KxR`,
+      `cw-pgd-K`, `cw-pgd-KxR` (on the margin); from the image itself `bim-K` and
+      `mi-fgsm-K` (with momentum).
+    ball: the allowed perturbations.
+    step_size: of the attacks with K steps; unless given 2.5 epsilon / K with a random
+      start, epsilon / K without.
+
+  Returns:
+    Attacks, each for the examples that those before it did not break.
+
+  Raises:
+    UserError: no such name, or not in this norm.
+  """
+  if name in _SUITES:
+    return _SUITES[name](ball)
+  if name in _L2_ONLY:
+    if not isinstance(ball, norms.L2):
+      raise UserError(f"The attack {name} is for the l2 norm: set --norm=l2.")
+    return _L2_ONLY[name](ball)
+  if name == "fgsm":
+    return (Ascent(ball, ball.epsilon, 1, random_start=False),)
+  match = _STEPPED.fullmatch(name)
+  if match:
+    kind, steps, restarts = match[1], int(match[2]), int(match[3] or 1)
+    step_size = step_size or 2.5 * ball.epsilon / steps
+    loss = losses.margin if kind == "cw-pgd" else losses.cross_entropy
+    return (Ascent(ball, step_size, steps, restarts, loss=loss),)
+  match = _FROM_THE_IMAGE.fullmatch(name)
+  if match:
+    steps, momentum = int(match[2]), 1.0 if match[1] == "mi-fgsm" else 0.0
+    step_size = step_size or ball.epsilon / steps
+    return (Ascent(ball, step_size, steps, momentum=momentum, random_start=False),)
+  known = [*_SUITES, *_L2_ONLY, *_EXAMPLES]
+  nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
+  raise UserError(f"No attack is called {name}; the nearest are {', '.join(nearest)}.")

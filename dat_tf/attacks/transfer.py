@@ -1,0 +1,62 @@
+"""Attacks that are made on one model and tried on another."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from dat_tf.attacks import norms
+from dat_tf.attacks.iterative import Classifier, Examples, Iterative, State, select
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """Runs an attack on a source model; each image that it makes is tried on the other.
+
+  The attack does not end where it fools the source: what fools it by much is what
+  transfers.
+
+  Attributes:
+    attack: what is run on the source.
+    source: from images to logits, of the same classes.
+  """
+
+  attack: Iterative
+  source: Classifier
+
+  @property
+  def ball(self) -> norms.Ball:
+    return self.attack.ball
+
+  @property
+  def stop_norm(self) -> float:
+    return norms.outer(self.ball.epsilon)
+
+  @property
+  def num_steps(self) -> int:
+    return self.attack.num_steps
+
+  def num_rounds(self, num_classes: int) -> int:
+    return self.attack.num_rounds(num_classes)
+
+  def start(self, examples: Examples) -> State:
+    state = self.attack.start(examples)
+    found = {"found": state["adversarial"], "found_norm": state["norm"]}
+    return {**state, **found}
+
+  def step(
+    self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
+  ) -> State:
+    state = {**state, "adversarial": state["found"], "norm": state["found_norm"]}
+    after = self.attack.step(self.source, examples, state, k)
+    tried = after["adversarial"]
+    fooled = examples.fooled(classifier(tried))
+    norm = self.ball.norm(tried - examples.images)
+    return {
+      **after,
+      "found": tried,
+      "found_norm": after["norm"],
+      "adversarial": select(fooled, tried, examples.images),
+      "norm": tf.where(fooled, norm, float("inf")),
+    }

@@ -1,0 +1,266 @@
+"""Tests of attacks on linear classifiers, whose smallest perturbations are known.
+
+The distance to the boundary of another class is the difference of the logits over the
+dual norm of the difference of the weights, as long as the perturbation keeps to [0, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from dat_tf.attacks import L1, L2, LInfinity, losses, make_attacks
+from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.jsma import JSMA
+from dat_tf.attacks.penalized import CarliniWagner
+from dat_tf.attacks.square import Square
+from dat_tf.attacks.transfer import Transfer
+from dat_tf.errors import UserError
+from dat_tf.evaluation import Evaluator
+
+SHAPE = (5, 5, 1)
+CLASSES = 5
+DUAL = {LInfinity: 1, L2: 2, L1: np.inf}
+BALLS = (LInfinity, L2, L1)
+
+
+class Linear:
+  """A linear classifier and images far from the ends of the range and each other."""
+
+  def __init__(self, near_classes=CLASSES):
+    """The other classes are out of reach."""
+    rng = np.random.default_rng(0)
+    size = np.prod(SHAPE)
+    self.weights = rng.normal(size=(size, CLASSES)).astype("f4")
+    self.images = rng.uniform(0.4, 0.6, (400, *SHAPE)).astype("f4")
+    flat = self.images.reshape(len(self.images), -1)
+    self.bias = -(flat @ self.weights).mean(axis=0)
+    self.bias[near_classes:] -= 30.0
+    logits = flat.astype("f8") @ self.weights + self.bias
+    self.labels = logits.argmax(axis=1)
+    self.margins = np.take_along_axis(logits, self.labels[:, None], 1) - logits
+    # Far enough from the boundary, and not so far that [0, 1] ends before it.
+    distances = self.distances(L2)
+    kept = np.flatnonzero((distances > 0.03) & (distances < 0.15))[:30]
+    self.images, self.labels = self.images[kept], self.labels[kept]
+    self.margins = self.margins[kept]
+    self.ids = 100 + np.arange(len(kept))
+
+  def __call__(self, images):
+    return tf.reshape(images, [-1, np.prod(SHAPE)]) @ self.weights + self.bias
+
+  def distances(self, ball):
+    """float64 [N]."""
+    weights = self.weights.T.astype("f8")
+    differences = weights[self.labels][:, None] - weights[None]
+    norms = np.linalg.norm(differences, ord=DUAL[ball], axis=2)
+    with np.errstate(invalid="ignore"):
+      return np.nanmin(self.margins / norms, axis=1)
+
+  def epsilon(self, ball):
+    """A radius in the widest gap between the middle distances."""
+    ordered = np.sort(self.distances(ball))
+    low, high = len(ordered) // 3, 2 * len(ordered) // 3
+    gap = low + np.argmax(ordered[low + 1 : high] / ordered[low : high - 1])
+    return float(np.sqrt(ordered[gap] * ordered[gap + 1]))
+
+  def evaluate(self, ball, name):
+    return self.attacked(*make_attacks(name, ball))
+
+  def attacked(self, *attacks):
+    evaluator = Evaluator(self, {"attack": attacks}, batch_size=8)
+    _, outcomes = evaluator(self.images, self.labels, self.ids, keep_images=True)
+    return outcomes["attack"]
+
+
+def norms_of(ball, perturbation):
+  flat = perturbation.reshape(len(perturbation), -1).astype("f8")
+  order = {LInfinity: np.inf, L2: 2, L1: 1}[type(ball)]
+  return np.linalg.norm(flat, ord=order, axis=1)
+
+
+class LinearTest(tf.test.TestCase, parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.two, self.many = Linear(near_classes=2), Linear()
+
+  def check_images(self, linear, ball, outcome):
+    """Every image that is said to fool does, and has the norm that is said."""
+    found = np.isfinite(outcome.norm)
+    images = outcome.images[found]
+    norms = norms_of(ball, images - linear.images[found])
+    self.assertAllClose(norms, outcome.norm[found], rtol=0, atol=1e-6)
+    self.assertAllInRange(images, 0.0, 1.0)
+    predicted = linear(images).numpy().argmax(axis=1)
+    self.assertAllEqual(predicted != linear.labels[found], np.full(found.sum(), True))
+    self.assertAllEqual(outcome.broken, outcome.norm <= ball.epsilon + 1e-6)
+
+  def check_broken(self, linear, ball, name):
+    epsilon = linear.epsilon(ball)
+    outcome = linear.evaluate(ball(epsilon), name)
+    self.check_images(linear, ball(epsilon), outcome)
+    self.assertAllEqual(outcome.broken, linear.distances(ball) < epsilon)
+    self.assertAllLessEqual(outcome.norm[outcome.broken], epsilon + 1e-6)
+
+  def check_smallest(self, linear, ball, name, most):
+    epsilon = linear.epsilon(ball)
+    outcome = linear.evaluate(ball(epsilon), name)
+    self.check_images(linear, ball(epsilon), outcome)
+    ratio = outcome.norm / linear.distances(ball)
+    self.assertAllInRange(ratio, 1.0 - 1e-4, most)
+
+  @parameterized.product(
+    ball=BALLS,
+    name=["apgd-ce", "apgd-dlr", "apgd-t", "pgd-40x2", "bim-40", "cw-pgd-40"],
+  )
+  def test_what_is_nearer_than_epsilon_breaks_and_nothing_else(self, ball, name):
+    self.check_broken(self.two, ball, name)
+
+  @parameterized.parameters(LInfinity, L2)
+  def test_momentum_loses_nothing(self, ball):
+    self.check_broken(self.two, ball, "mi-fgsm-40")
+
+  @parameterized.product(ball=BALLS, name=["apgd-t", "autoattack"])
+  def test_so_it_is_with_many_classes_in_reach(self, ball, name):
+    self.check_broken(self.many, ball, name)
+
+  @parameterized.product(ball=BALLS, name=["fab-t", "deepfool"])
+  def test_the_smallest_norm_is_found(self, ball, name):
+    self.check_smallest(self.many, ball, name, 1.04)
+
+  @parameterized.parameters("ddn", "l-bfgs")
+  def test_the_smallest_l2_norm_is_found(self, name):
+    self.check_smallest(self.two, L2, name, 1.05)
+
+  def test_carlini_wagner_finds_the_smallest_norm(self):
+    ball = L2(0.1)
+    attack = CarliniWagner(ball, steps=100, weights=8, first_weight=0.01)
+    outcome = self.two.attacked(attack)
+    self.check_images(self.two, ball, outcome)
+    ratio = outcome.norm / self.two.distances(L2)
+    self.assertAllInRange(ratio, 1.0 - 1e-4, 1.05)
+
+  @parameterized.parameters(*BALLS)
+  def test_square_breaks_most_of_what_is_nearer_and_nothing_else(self, ball):
+    epsilon = self.two.epsilon(ball)
+    outcome = self.two.attacked(Square(ball(epsilon), steps=600))
+    self.check_images(self.two, ball(epsilon), outcome)
+    distances = self.two.distances(ball)
+    self.assertAllLessEqual(distances[outcome.broken], epsilon)
+    near = distances < 0.8 * epsilon
+    self.assertGreater(near.sum(), 3)
+    # The smallest window covers a third of the image: in l1 that is a loss.
+    share = 0.5 if ball is L1 else 1.0
+    self.assertGreaterEqual(outcome.broken[near].mean(), share)
+
+  def test_jsma_sets_few_entries_to_one(self):
+    steps = 8
+    outcome = self.two.attacked(JSMA(L1(100.0), steps, targets=1))
+    self.check_images(self.two, L1(100.0), outcome)
+    self.assertAllEqual(outcome.broken, np.full(len(outcome.norm), True))
+    changed = outcome.images != self.two.images
+    self.assertAllEqual(outcome.images[changed], np.ones(changed.sum()))
+    counts = changed.sum(axis=(1, 2, 3))
+    self.assertAllInRange(counts, 2, 2 * steps)
+    # The entries that count most, of those that speak for the other class.
+    for index, count in enumerate(counts):
+      label = self.two.labels[index]
+      other = self.two.weights[:, 1 - label]
+      rest = self.two.weights.sum(axis=1) - other
+      saliency = np.where((other > 0) & (rest < 0), -other * rest, 0)
+      best = np.argsort(-saliency)[:count]
+      self.assertAllEqual(np.sort(best), np.flatnonzero(changed[index].ravel()))
+
+  def test_eot_sees_through_random_outputs(self):
+    """The gradient of one call points anywhere; the mean of many points the way."""
+    linear, epsilon = self.two, self.two.epsilon(L2)
+    noise = 30.0 * np.random.default_rng(0).normal(size=(4096, 25)).astype("f4")
+
+    def noisy(images):
+      flat = tf.reshape(images, [-1, np.prod(SHAPE)])
+      rows = tf.random.uniform(tf.shape(flat)[:1], 0, len(noise), tf.int32)
+      turn = tf.gather(noise, rows)
+      # No change of the logits, but of their gradient.
+      zero = flat - tf.stop_gradient(flat)
+      extra = tf.reduce_sum(zero * turn, axis=1, keepdims=True)
+      return linear(images) + extra * tf.one_hot([0], CLASSES)
+
+    broken = {}
+    for samples in (1, 20):
+      attack = APGD(L2(epsilon), losses.dlr, steps=20, samples=samples)
+      evaluator = Evaluator(noisy, {"attack": (attack,)}, batch_size=8)
+      outcome = evaluator(linear.images, linear.labels, linear.ids)[1]["attack"]
+      broken[samples] = outcome.broken.sum()
+    self.assertGreater(broken[20], broken[1])
+
+  def test_all_names_make_attacks(self):
+    names = ["fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20x2"]
+    names += ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"]
+    names += ["autoattack-rand", "deepfool", "jsma"]
+    for ball in (LInfinity(0.1), L2(1.0), L1(10.0)):
+      for name in names:
+        for attack in make_attacks(name, ball):
+          self.assertEqual(attack.ball, ball)
+    for name in ("ddn", "cw-l2", "l-bfgs"):
+      self.assertEqual(make_attacks(name, L2(1.0))[0].ball, L2(1.0))
+      with self.assertRaisesRegex(UserError, "l2 norm"):
+        make_attacks(name, LInfinity(0.1))
+
+  def test_autoattack_has_the_official_budgets(self):
+    for ball, restarts, targets in (
+      (LInfinity(0.1), 1, 9),
+      (L2(1.0), 1, 9),
+      (L1(9.0), 5, 5),
+    ):
+      first, second, third, fourth = make_attacks("autoattack", ball)
+      self.assertEqual(
+        [a.num_rounds(10) for a in (first, second, third, fourth)],
+        [restarts, targets, 9, 1],
+      )
+      self.assertEqual(
+        [first.steps, second.steps, third.steps, fourth.steps], [100, 100, 100, 5000]
+      )
+      self.assertEqual(second.num_rounds(4), 3)
+    ce, dlr = make_attacks("autoattack-rand", LInfinity(0.1))
+    self.assertEqual((ce.samples, dlr.samples), (20, 20))
+
+  @parameterized.parameters(
+    ("autoatack", "autoattack"),
+    ("pgd20", "pgd-20"),
+    ("cw", "cw-l2"),
+    ("pgd-0", "pgd-20"),
+  )
+  def test_an_unknown_name_is_answered_with_the_nearest(self, name, nearest):
+    with self.assertRaisesRegex(UserError, f"No attack is called {name};.*{nearest}"):
+      make_attacks(name, L2(1.0))
+
+  def test_apgd_t_needs_four_classes(self):
+    evaluator = Evaluator(
+      lambda images: self.two(images)[:, :3],
+      {"apgd-t": make_attacks("apgd-t", L2(1.0))},
+    )
+    with self.assertRaisesRegex(UserError, "needs 4 classes, the model has 3"):
+      evaluator(self.two.images, self.two.labels, self.two.ids)
+
+  def test_logits_that_are_no_numbers_are_the_users_mistake(self):
+    evaluator = Evaluator(lambda x: self.two(x) / 0.0, {}, batch_size=8)
+    with self.assertRaisesRegex(UserError, "logits of 30 of 30 images are not finite"):
+      evaluator(self.two.images, self.two.labels, self.two.ids)
+
+  def test_a_transfer_attack_sees_only_the_source(self):
+    ball = L2(self.two.epsilon(L2))
+    direct = self.two.evaluate(ball, "pgd-20")
+    (attack,) = make_attacks("pgd-20", ball)
+    of_itself = self.two.attacked(Transfer(attack, self.two))
+    self.check_images(self.two, ball, of_itself)
+    self.assertAllEqual(of_itself.broken, direct.broken)
+    # Of a model that sees only the first rows, they are perturbed alone.
+    mask = np.arange(5)[:, None, None] < 2
+    of_another = self.two.attacked(Transfer(attack, lambda x: self.two(x * mask)))
+    self.check_images(self.two, ball, of_another)
+    self.assertGreater(of_another.broken.sum(), 0)
+    self.assertLess(of_another.broken.sum(), direct.broken.sum())
+    noise = make_attacks("bim-20", ball)[0]
+    moved = self.two.attacked(Transfer(noise, lambda x: self.two(x * mask))).images
+    self.assertAllEqual((moved - self.two.images)[:, 2:], 0 * moved[:, 2:])
