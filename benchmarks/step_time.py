@@ -135,14 +135,14 @@ def trainer_loop(
   )
   run = training.Run(config, Cluster())
   timer = _Timer()
-  source = run.train_data
-  watchers = [*run.watchers(), Progress(1000 * source.steps)]
+  assert run.inputs.train is not None
+  watchers = [*run.watchers(), Progress(1000 * run.inputs.train.steps)]
   epoch = 0
 
   def steps_of_fit(steps: int) -> float:
     nonlocal epoch
     run.model.fit(
-      run.distribute(source, first_epoch=epoch),
+      run.distribute(run.inputs.training_batches(epoch)),
       initial_epoch=epoch,
       epochs=epoch + 1,
       steps_per_epoch=steps + 1,
