@@ -92,9 +92,9 @@ def large_batch(figures: dict[str, Any]) -> str:
   return f"""Fashion-MNIST, l-infinity, epsilon 0.1, global batch {batch:,} on {workers}
 workers, {figures["epochs"]} epochs, FGSM with a random start in training, one seed. The
 best of a grid is that of the highest accuracy under PGD-20, on the test images: a
-contrast of optimizers, not an estimate of accuracy. The grids of SGD and LARS got a
-fourth rate (0.05; 30) after their best of three was seen to stand at an edge; SGD's
-best still does.
+contrast of optimizers, not an estimate of accuracy. A grid was made
+longer (0.05 and 0.02 for SGD, 30 for LARS) when its best rate was seen to stand at an
+edge; none does now.
 
 {table(rows)}"""
 
