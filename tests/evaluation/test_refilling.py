@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
@@ -17,6 +18,9 @@ from dat_tf.attacks.jsma import JSMA
 from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.square import Square
 from dat_tf.evaluation import Evaluator
+
+# Together they take minutes: graphs of many attacks are built.
+pytestmark = pytest.mark.long
 
 SHAPE, CLASSES, COUNT = (8, 8, 3), 5, 22
 

@@ -7,6 +7,7 @@ dual norm of the difference of the weights, as long as the perturbation keeps to
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
@@ -18,6 +19,9 @@ from dat_tf.attacks.square import Square
 from dat_tf.attacks.transfer import Transfer
 from dat_tf.errors import UserError
 from dat_tf.evaluation import Evaluator
+
+# Together they take minutes: graphs of many attacks are built.
+pytestmark = pytest.mark.long
 
 SHAPE = (5, 5, 1)
 CLASSES = 5

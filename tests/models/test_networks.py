@@ -10,6 +10,7 @@ import textwrap
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
@@ -187,6 +188,7 @@ class PartsTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(result, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 class ExportTest(tf.test.TestCase):
   def test_exports_open_without_this_package(self):
     shape = (32, 32, 3)
