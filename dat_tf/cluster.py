@@ -166,6 +166,13 @@ def _bear_silence(num_workers: int) -> None:
   )
 
 
+def num_cores() -> int:
+  """The cores that this process may use, at least 1."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def all_workers_max(strategy: tf.distribute.Strategy, value: int) -> int:
   """The largest of the workers' values, which must fit an int64.
 

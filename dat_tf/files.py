@@ -1,9 +1,32 @@
-"""Small text files, on local discs and in object stores."""
+"""Files on local discs and in object stores, that are there whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
+from collections.abc import Iterator
 from typing import Optional
+
+
+@contextlib.contextmanager
+def complete_file(path: str) -> Iterator[str]:
+  """Yields a temporary path, and at the end gives the file there its name.
+
+  If the body fails, interruption included, the temporary file goes, and a file
+  already at `path` stays.
+  """
+  import tensorflow as tf
+
+  directory, name = os.path.split(path)
+  # The leading dot keeps it out of every pattern that begins with the name.
+  temporary = os.path.join(directory, f".{name}.{uuid.uuid4().hex}")
+  try:
+    yield temporary
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+  finally:
+    if tf.io.gfile.exists(temporary):
+      tf.io.gfile.remove(temporary)
 
 
 def read_text(path: str) -> Optional[str]:
@@ -17,14 +40,13 @@ def read_text(path: str) -> Optional[str]:
 
 
 def write_text(path: str, text: str) -> None:
-  """Writes a file in one move: a reader sees the old text or the new one, whole.
+  """Writes a file in one move, its directory if need be.
 
   Raises:
-    tf.errors.OpError: its directory cannot be made or written.
+    tf.errors.OpError: it cannot be written.
   """
   import tensorflow as tf
 
   tf.io.gfile.makedirs(os.path.dirname(path))
-  with tf.io.gfile.GFile(f"{path}.new", "w") as file:
+  with complete_file(path) as temporary, tf.io.gfile.GFile(temporary, "w") as file:
     file.write(text)
-  tf.io.gfile.rename(f"{path}.new", path, overwrite=True)

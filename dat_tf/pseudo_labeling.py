@@ -13,6 +13,7 @@ since the last bits of a convolution depend on that size.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -96,27 +97,22 @@ class PseudoLabeler:
       UserError: `target` cannot be written.
       records.DATA_ERRORS: For a bad record.
     """
-    temporary = os.path.join(
-      os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}"
-    )
     count = labeled = 0
     try:
-      with tf.io.TFRecordWriter(temporary) as writer:
+      with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(files.complete_file(target))
+        writer = stack.enter_context(tf.io.TFRecordWriter(temporary))
         for serialized, probabilities in self._probabilities(path):
           label = self._label(probabilities)
           writer.write(self._labeled(serialized, label))
           count += 1
           labeled += bool(label.any() if self.soft else label >= 0)
           progress.update()
-      tf.io.gfile.rename(temporary, target, overwrite=True)
     except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:
       raise UserError(
         f"{target} cannot be written ({one_line(error)}): make room, and start again; "
         "it goes on with the files that are missing."
       ) from error
-    finally:
-      if tf.io.gfile.exists(temporary):
-        tf.io.gfile.remove(temporary)
     return Counts(count, labeled)
 
   def _probabilities(self, path: str) -> Iterator[tuple[bytes, np.ndarray]]:

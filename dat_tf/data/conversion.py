@@ -27,6 +27,8 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from dat_tf import files
+from dat_tf.cluster import num_cores
 from dat_tf.data import writing
 from dat_tf.data.encoded import check_image
 from dat_tf.data.items import Item, read_items
@@ -142,7 +144,7 @@ def write_shard(
   for number, content in zip(order, read_items(items[n] for n in order)):
     records[number] = make_record(items[number], content)
     step()
-  with writing.explain_failed_writing(path), writing.complete_file(path) as temporary:
+  with writing.explain_failed_writing(path), files.complete_file(path) as temporary:
     with tf.io.TFRecordWriter(temporary) as writer:
       for record in records:
         writer.write(record.serialized)
@@ -182,7 +184,7 @@ def write_in_threads(plan: Plan) -> int:
     return write_shard(plan.paths[shard], plan.items_of(shard), plan.make_record, step)
 
   progress = tqdm.tqdm(total=len(plan.items), initial=done, unit=" images")
-  with progress as bar, futures.ThreadPoolExecutor(_num_cores()) as pool:
+  with progress as bar, futures.ThreadPoolExecutor(num_cores()) as pool:
     try:
       running = [pool.submit(write, shard) for shard in plan.missing]
       return sum(future.result() for future in futures.as_completed(running))
@@ -190,12 +192,6 @@ def write_in_threads(plan: Plan) -> int:
       stop.set()
       pool.shutdown(cancel_futures=True)
       raise
-
-
-def _num_cores() -> int:
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def has_begun(directory: str, name: str) -> bool:
@@ -235,10 +231,10 @@ def convert(
     UserError: There are fewer images than files, an image cannot be read, the disc is
       full, or the directory holds files of another set by that name.
   """
-  files = os.path.join(directory, f"{name}-*")
+  pattern = os.path.join(directory, f"{name}-*")
   if len(items) < num_shards:
     raise UserError(
-      f"{len(items)} images cannot fill {num_shards} files {files}: write at most "
+      f"{len(items)} images cannot fill {num_shards} files {pattern}: write at most "
       f"{max(len(items), 1)}."
     )
   paths = writing.shard_paths(directory, name, num_shards)
@@ -246,13 +242,13 @@ def convert(
   present = set(writing.present_shards(directory, name))
   missing = [number for number, path in enumerate(paths) if path not in present]
   if not missing:
-    return f"{files}: all {len(items):,} images were there already"
+    return f"{pattern}: all {len(items):,} images were there already"
   order = np.random.default_rng(seed).permutation(len(items))
   reencoded = write(Plan(items, order, make_record, paths, missing))
   writing.remove_leftovers(directory, name)
   resumed = len(paths) - len(missing)
   return (
-    f"{files}: {len(items):,} images"
+    f"{pattern}: {len(items):,} images"
     + (f", of which {reencoded:,} were encoded anew" if reencoded else "")
     + (f" ({resumed:,} files were there already)" if resumed else "")
   )
@@ -283,19 +279,15 @@ def _begin(directory: str, name: str, description: dict[str, Any]) -> None:
   """Writes the manifest, or makes sure that the one there says the same."""
   path = _manifest(directory, name)
   with writing.explain_failed_writing(directory):
-    tf.io.gfile.makedirs(directory)
-    if not tf.io.gfile.exists(path):
+    content = files.read_text(path)
+    if content is None:
       if present := sorted(writing.present_shards(directory, name)):
         raise UserError(
           f"{present[0]} is there already, and no {path} to tell what it holds: "
           f"remove {name}-* or write to another directory."
         )
-      with writing.complete_file(path) as temporary:
-        with tf.io.gfile.GFile(temporary, "w") as file:
-          file.write(json.dumps(description, indent=1))
+      files.write_text(path, json.dumps(description, indent=1))
       return
-    with tf.io.gfile.GFile(path) as file:
-      content = file.read()
   try:
     found = json.loads(content)
   except ValueError:

@@ -43,12 +43,12 @@ files that are read in turns, and a few batches, about one a core and two more.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 import tensorflow as tf
 
+from dat_tf.cluster import num_cores
 from dat_tf.data import framing, service
 from dat_tf.data.records import RecordForm, StoredImage
 from dat_tf.data.shards import Shard
@@ -385,7 +385,7 @@ def _batches(
   options.autotune.enabled = is_served
   # Threads of its own, so that decoding and the training step do not wait for a turn
   # in one another's queue.
-  options.threading.private_threadpool_size = _num_cores()
+  options.threading.private_threadpool_size = num_cores()
   # The shard is this worker's own already: tf.distribute is not to divide it again.
   options.experimental_distribute.auto_shard_policy = (
     tf.data.experimental.AutoShardPolicy.OFF
@@ -397,9 +397,3 @@ def _batches(
     .prefetch(_BATCHES_AHEAD)
     .with_options(options)
   )
-
-
-def _num_cores() -> int:
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Optional, Union
 
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 from dat_tf.data.encoded import EncodedImage
 from dat_tf.errors import UserError, one_line
+from dat_tf.files import complete_file
 
 _FIVE_DIGITS = "[0-9]" * 5
 
@@ -102,24 +102,6 @@ def present_shards(directory: str, name: str) -> list[str]:
   return tf.io.gfile.glob(
     os.path.join(directory, f"{name}-{_FIVE_DIGITS}-of-{_FIVE_DIGITS}")
   )
-
-
-@contextlib.contextmanager
-def complete_file(path: str) -> Iterator[str]:
-  """Yields a temporary path, and at the end gives the file there its name.
-
-  If the body fails, interruption included, the temporary file goes, and a file
-  already at `path` stays.
-  """
-  directory, name = os.path.split(path)
-  # The leading dot keeps it out of every pattern that begins with the name.
-  temporary = os.path.join(directory, f".{name}.{uuid.uuid4().hex}")
-  try:
-    yield temporary
-    tf.io.gfile.rename(temporary, path, overwrite=True)
-  finally:
-    if tf.io.gfile.exists(temporary):
-      tf.io.gfile.remove(temporary)
 
 
 def remove_leftovers(directory: str, name: str) -> None:

@@ -184,7 +184,7 @@ class ConversionTest(Case):
         time.sleep(0.05)  # The failure is known long before the other file is done.
       return record_of_content(item, content)
 
-    with unittest.mock.patch.object(conversion, "_num_cores", lambda: 2):
+    with unittest.mock.patch.object(conversion, "num_cores", lambda: 2):
       with self.assertRaisesRegex(UserError, "^one line$"):
         self.convert(make_record=make_record, num_shards=2)
     self.assertLess(len(made), COUNT)
