@@ -11,7 +11,8 @@ from absl import flags
 
 from dat_tf import cluster as cluster_lib
 from dat_tf import parts
-from dat_tf.data import mixture, pipeline, records, shards
+from dat_tf.attacks import interleaved
+from dat_tf.data import augment, mixture, pipeline, records, shards
 from dat_tf.errors import UserError
 
 
@@ -42,6 +43,7 @@ class Inputs:
   Attributes:
     train: labelled examples to train on; None in modes that do not train.
     test: examples to evaluate on; None if there are none.
+    validation: likewise while training, if they are not the test examples.
     unlabeled: examples to train on or to label without true labels; None if there are
       none.
   """
@@ -74,11 +76,13 @@ class Inputs:
         )
     self._batch_sizes = per_replica - unlabeled, unlabeled
     local = config.data_is_local
-    self.train = self.test = self.unlabeled = None
+    self.train = self.test = self.validation = self.unlabeled = None
     if training:
       self.train = self._open(config.train_data, self._batch_sizes[0], local)
     if config.test_data and config.mode != "pseudo_label":
       self.test = self._open(config.test_data, per_replica)
+    if training and config.evaluate_every and config.validation_data:
+      self.validation = self._open(config.validation_data, per_replica)
     if unlabeled or config.mode == "pseudo_label":
       self.unlabeled = self._open(
         config.unlabeled_data, unlabeled or per_replica, local, needs_label=False
@@ -97,7 +101,18 @@ class Inputs:
 
   @property
   def _sources(self) -> list[Source]:
-    return list(filter(None, (self.train, self.unlabeled, self.test)))
+    sources = self.train, self.unlabeled, self.validation, self.test
+    return list(filter(None, sources))
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Training steps of an epoch; 1 without training."""
+    return self.train.steps * self._replays if self.train else 1
+
+  @property
+  def _replays(self) -> int:
+    """How often each batch is trained on."""
+    return self._config.attack_steps if self._config.attack == "free" else 1
 
   def _open(
     self,
@@ -138,33 +153,30 @@ class Inputs:
     """Batches for a replica of this worker, of all epochs that are left."""
     config, source = self._config, self.train
     assert source is not None
+    augmentation = parts.make_augmentation(config)
     common = {
-      **self.reading,
-      "image_shape": source.image_shape,
       "batches_per_epoch": source.steps * self._replicas // self._cluster.num_workers,
       "first_epoch": first_epoch,
       "last_epoch": config.epochs,
-      "seed": config.seed,
       "shuffle_buffer": config.shuffle_buffer,
-      "augmentation": parts.make_augmentation(config),
     }
     labeled, unlabeled = self._batch_sizes
     dataset = pipeline.training_dataset(
       source.shard,
-      form=source.form,
+      self.reading_of(source, augmentation),
       batch_size=labeled,
       data_service=config.data_service,
       **common,
     )
-    if self.unlabeled is None:
-      return dataset
-    others = pipeline.continuous_dataset(
-      self.unlabeled.shard,
-      form=self.unlabeled.form,
-      batch_size=unlabeled,
-      **common,
-    )
-    return mixture.mixed(dataset, others, config.num_classes)
+    if self.unlabeled is not None:
+      others = pipeline.continuous_dataset(
+        self.unlabeled.shard,
+        self.reading_of(self.unlabeled, augmentation),
+        batch_size=unlabeled,
+        **common,
+      )
+      dataset = mixture.mixed(dataset, others, config.num_classes)
+    return interleaved.replayed(dataset, self._replays)
 
   def evaluation_batches(
     self, source: Source, batch_size: Optional[int] = None
@@ -174,13 +186,22 @@ class Inputs:
     batch_size = batch_size or self._config.global_batch_size // self._replicas
     return pipeline.evaluation_dataset(
       source.shard,
-      form=source.form,
-      image_shape=source.image_shape,
+      self.reading_of(source, parts.make_crop(self._config)),
       batch_size=batch_size,
       batches_per_epoch=pipeline.batches_per_epoch(
         examples // self._cluster.num_workers, batch_size
       ),
-      crop=parts.make_crop(self._config),
+    )
+
+  def reading_of(
+    self, source: Source, augmentation: Optional[augment.Augmentation]
+  ) -> pipeline.Reading:
+    """How a source's records become examples."""
+    return pipeline.Reading(
+      source.form,
+      source.image_shape,
+      augmentation=augmentation,
+      seed=self._config.seed,
       **self.reading,
     )
 

@@ -27,8 +27,7 @@ import tensorflow as tf
 import tqdm
 
 from dat_tf import files
-from dat_tf.data import framing, records
-from dat_tf.data.pipeline import Augmentation
+from dat_tf.data import augment, framing, records
 from dat_tf.errors import UserError, one_line
 
 _MANIFEST = "pseudo_labels.json"
@@ -63,7 +62,7 @@ class PseudoLabeler:
   classifier: Callable[[tf.Tensor], tf.Tensor]
   form: records.RecordForm
   image_shape: Sequence[int]
-  crop: Optional[Augmentation]
+  crop: Optional[augment.Augmentation]
   batch_size: int
   soft: bool = False
   threshold: float = 0.0
@@ -120,9 +119,7 @@ class PseudoLabeler:
 
     def decode(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
       stored, _ = self.form.parse(serialized, self.image_shape[-1], self.first_label)
-      image = (
-        self.crop(stored, tf.zeros([2], tf.int64)) if self.crop else stored.decode()
-      )
+      image = augment.read_image(stored, self.crop, tf.zeros([2], tf.uint32))
       return serialized, tf.ensure_shape(image, self.image_shape)
 
     stretches = [
@@ -138,7 +135,7 @@ class PseudoLabeler:
     for serialized, images in batches:
       missing = self.batch_size - images.shape[0]
       images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
-      logits = self.classifier(tf.cast(images, tf.float32) / 255.0)
+      logits = self.classifier(images)
       probabilities = tf.nn.softmax(tf.cast(logits, tf.float32)).numpy()
       yield from zip(serialized.numpy(), probabilities)
 

@@ -120,11 +120,15 @@ class PseudoLabelingTest(tf.test.TestCase, parameterized.TestCase):
     write(self.source, [example(image__encoded=png) for png in pngs])
     form = records.detect_form(self.source, needs_label=False)
 
-    def crop(stored, seed):
-      del seed
-      return stored.decode()[1::3, 1::3]
+    class EveryThird:
+      def draw(self, sizes, keys):
+        del keys
+        return sizes
 
-    _, features = self.label(form, crop=crop)
+      def apply(self, stored, choice):
+        return stored.decode()[1 : choice[0] : 3, 1 : choice[1] : 3]
+
+    _, features = self.label(form, crop=EveryThird())
     labels = [feature["image/class/label"].int64_list.value[0] for feature in features]
     self.assertAllEqual(labels, self.probabilities().argmax(axis=1) + 1)
 

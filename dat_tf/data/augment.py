@@ -1,9 +1,11 @@
 """From an image as it is stored to the pixels that the network sees.
 
-What is here are functions of a stored image and a seed, which hold no random state: the
-seed that the pipeline hands them is made of the run's seed, the epoch and the image's
-`example_id`. So an image is changed in the same way on however many workers the run
-goes, and otherwise in the next epoch.
+Each augmentation has two functions. `draw` says what is to be done to each of many
+images: drawing for one at a time would cost more than its flip, in small operations.
+`apply` does it to one image. They hold no random state: the key that the pipeline hands
+to `draw` is a hash of the run's seed, the epoch and the image's `example_id`. So an
+image is changed in the same way on however many workers the run goes, and otherwise in
+the next epoch.
 
 `PadCropFlip` decodes the whole image. `RandomResizedCrop` and `CentreCrop` cut a window
 out and bring it to a size, so that a file's images may differ in theirs; of a JPEG they
@@ -14,13 +16,41 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Optional
+from typing import Optional, Protocol
 
 import tensorflow as tf
 
+from dat_tf import hashing
 from dat_tf.data.records import StoredImage
 
 _TRIES = 10
+
+
+class Augmentation(Protocol):
+  """How images are read."""
+
+  def draw(self, sizes: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """Chooses what is done to each of n images.
+
+    Args:
+      sizes: int32 [n, 2], their heights and widths as they are stored.
+      keys: uint32 [n, 2], of `hashing.stream_keys`; the same key and size make the same
+        choice.
+
+    Returns:
+      int32 [n, k], for `apply` to understand.
+    """
+
+  def apply(self, stored: StoredImage, choice: tf.Tensor) -> tf.Tensor:
+    """Reads one image.
+
+    Args:
+      stored: The image.
+      choice: int32 [k], its row of what `draw` returned.
+
+    Returns:
+      The image [height, width, channels]: uint8, or float32 in [0, 1].
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +70,19 @@ class PadCropFlip:
 
   padding: int = 4
 
-  def __call__(self, stored: StoredImage, seed: tf.Tensor) -> tf.Tensor:
-    """Augments one image.
-
-    Args:
-      stored: The image.
-      seed: int64 [2]; the same seed makes the same change.
-
-    Returns:
-      uint8 [height, width, channels], of the image's own size.
-    """
-    image = stored.decode()
+  def draw(self, sizes: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """See `Augmentation`; the result is [top, left, mirror], int32 [n, 3]."""
+    del sizes
     shifts = 2 * self.padding + 1
-    uniform = tf.random.stateless_uniform([3], seed)
-    top, left, mirror = tf.unstack(tf.cast(uniform * [shifts, shifts, 2], tf.int32))
+    return tf.cast(hashing.uniform(keys, [3]) * [shifts, shifts, 2], tf.int32)
+
+  def apply(self, stored: StoredImage, choice: tf.Tensor) -> tf.Tensor:
+    """See `Augmentation`; the result is uint8, of the image's own size."""
+    image = stored.decode()
     margin = [self.padding, self.padding]
     padded = tf.pad(image, [margin, margin, [0, 0]])
-    window = tf.slice(padded, [top, left, 0], tf.shape(image))
-    return tf.where(mirror == 1, window[:, ::-1], window)
+    corner = tf.concat([choice[:2], [0]], axis=0)
+    return _mirrored(tf.slice(padded, corner, tf.shape(image)), choice[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,35 +108,32 @@ class RandomResizedCrop:
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
   flip: bool = True
 
-  def __call__(self, stored: StoredImage, seed: tf.Tensor) -> tf.Tensor:
-    """As `PadCropFlip`; the result is uint8 [size, size, channels]."""
-    uniform = tf.random.stateless_uniform([2 * _TRIES + 3], seed)
-    window = stored.decode_window(lambda shape: self._window(shape, uniform))
-    image = _resized(window, self.size)
-    if not self.flip:
-      return image
-    return tf.cond(uniform[-1] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
-
-  def _window(self, shape: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    shape = tf.cast(shape, tf.float32)
-    areas = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform[:_TRIES]
+  def draw(self, sizes: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """See `Augmentation`: [top, left, height, width, mirror], int32 [n, 5]."""
+    uniform = hashing.uniform(keys, [2 * _TRIES + 3])
+    shapes = tf.cast(sizes, tf.float32)
+    areas = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform[:, :_TRIES]
+    areas *= tf.reduce_prod(shapes, axis=1, keepdims=True)
     narrowest, widest = map(math.log, self.ratio)
-    ratios = narrowest + (widest - narrowest) * uniform[_TRIES : 2 * _TRIES]
-    sides = tf.sqrt(areas * tf.reduce_prod(shape)) * tf.exp([-ratios / 2, ratios / 2])
-    sides = tf.maximum(tf.round(sides), 1.0)
-    fits = tf.reduce_all(sides <= shape[:, tf.newaxis], axis=0)
-    bounds = shape[::-1] * [1 / self.ratio[0], self.ratio[1]]
-    largest = tf.maximum(tf.minimum(shape, tf.round(bounds)), 1.0)
-    side = tf.where(
-      tf.reduce_any(fits),
-      tf.gather(sides, tf.argmax(tf.cast(fits, tf.int32)), axis=1),
-      largest,
-    )
-    place = tf.where(
-      tf.reduce_any(fits), uniform[2 * _TRIES : 2 * _TRIES + 2], tf.constant(0.5)
-    )
-    corner = tf.floor(place * (shape - side + 1.0))
-    return tf.cast(tf.concat([corner, side], axis=0), tf.int32)
+    ratios = narrowest + (widest - narrowest) * uniform[:, _TRIES : 2 * _TRIES]
+    stretch = tf.exp(tf.stack([-ratios / 2, ratios / 2], axis=2))
+    # [n, tries, 2], as all that follows up to the choice of a try.
+    sides = tf.maximum(tf.round(tf.sqrt(areas)[..., tf.newaxis] * stretch), 1.0)
+    fits = tf.reduce_all(sides <= shapes[:, tf.newaxis], axis=2)
+    bounds = shapes[:, ::-1] * [1 / self.ratio[0], self.ratio[1]]
+    largest = tf.maximum(tf.minimum(shapes, tf.round(bounds)), 1.0)
+    some_fit = tf.reduce_any(fits, axis=1, keepdims=True)
+    first = tf.argmax(tf.cast(fits, tf.int32), axis=1)
+    side = tf.where(some_fit, tf.gather(sides, first, batch_dims=1), largest)
+    place = tf.where(some_fit, uniform[:, 2 * _TRIES : 2 * _TRIES + 2], 0.5)
+    corner = tf.floor(place * (shapes - side + 1.0))
+    mirror = uniform[:, -1:] * 2.0 if self.flip else tf.zeros_like(side[:, :1])
+    return tf.cast(tf.concat([corner, side, mirror], axis=1), tf.int32)
+
+  def apply(self, stored: StoredImage, choice: tf.Tensor) -> tf.Tensor:
+    """See `Augmentation`; the result is float32 [size, size, channels]."""
+    image = _resized(stored.decode_window(choice[:4]), self.size)
+    return _mirrored(image, choice[4]) if self.flip else image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +151,50 @@ class CentreCrop:
   size: int
   fraction: float = 0.875
 
-  def __call__(
-    self, stored: StoredImage, seed: Optional[tf.Tensor] = None
-  ) -> tf.Tensor:
-    """The image's middle, uint8 [size, size, channels]; the seed plays no part."""
-    del seed
-    return _resized(stored.decode_window(self._window), self.size)
-
-  def _window(self, shape: tf.Tensor) -> tf.Tensor:
-    shorter = tf.cast(tf.reduce_min(shape), tf.float32)
+  def draw(self, sizes: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """See `Augmentation`: [top, left, height, width], int32 [n, 4]."""
+    del keys
+    shorter = tf.cast(tf.reduce_min(sizes, axis=1, keepdims=True), tf.float32)
     side = tf.maximum(tf.cast(tf.round(self.fraction * shorter), tf.int32), 1)
-    return tf.concat([(shape - side) // 2, [side, side]], axis=0)
+    return tf.concat([(sizes - side) // 2, side, side], axis=1)
+
+  def apply(self, stored: StoredImage, choice: tf.Tensor) -> tf.Tensor:
+    """See `Augmentation`; the result is float32 [size, size, channels]."""
+    return _resized(stored.decode_window(choice), self.size)
+
+
+def read_image(
+  stored: StoredImage, augmentation: Optional[Augmentation], key: tf.Tensor
+) -> tf.Tensor:
+  """One image, float32 [height, width, channels] in [0, 1].
+
+  Args:
+    stored: The image.
+    augmentation: How it is read; None decodes it, no more.
+    key: uint32 [2], as `Augmentation.draw` takes many.
+  """
+  if augmentation is None:
+    return in_unit_range(stored.decode())
+  (choice,) = tf.unstack(
+    augmentation.draw(stored.size()[tf.newaxis], key[tf.newaxis]), num=1
+  )
+  return in_unit_range(augmentation.apply(stored, choice))
+
+
+def in_unit_range(image: tf.Tensor) -> tf.Tensor:
+  """float32 in [0, 1] of uint8; float32 stays as it is."""
+  if image.dtype != tf.uint8:
+    return image
+  # A cast and a division would go through the memory twice.
+  levels = tf.bitcast(image, tf.quint8)
+  return tf.quantization.dequantize(levels, 0.0, 1.0, "MIN_COMBINED")
+
+
+def _mirrored(image: tf.Tensor, mirror: tf.Tensor) -> tf.Tensor:
+  return tf.cond(mirror == 1, lambda: tf.reverse(image, [1]), lambda: image)
 
 
 def _resized(image: tf.Tensor, size: int) -> tf.Tensor:
-  # Bytes, so that what waits for its batch takes a quarter of the memory.
-  return tf.cast(tf.round(tf.image.resize(image, [size, size])), tf.uint8)
+  # Not in bytes, though what waits for its batch would take a quarter of the memory: it
+  # takes time to round, and to undo it in the batch.
+  return tf.image.resize(image, [size, size]) * (1 / 255)

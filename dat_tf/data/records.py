@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Callable, Optional
+from typing import Optional
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -45,29 +45,47 @@ class StoredImage:
       return tf.reshape(tf.io.decode_raw(self.data, tf.uint8), self.shape)
     return tf.io.decode_image(self.data, self.channels, expand_animations=False)
 
-  def decode_window(self, choose: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+  def size(self) -> tf.Tensor:
+    """[height, width], int32 [2]; of a JPEG or PNG without decoding it."""
+
+    def of_png() -> tf.Tensor:
+      header = tf.strings.substr(self.data, 16, 8)
+      return tf.io.decode_raw(header, tf.int32, little_endian=False)[::-1]
+
+    def of_other() -> tf.Tensor:
+      is_png = tf.strings.substr(self.data, 0, 8) == b"\x89PNG\r\n\x1a\n"
+      return tf.cond(is_png, of_png, lambda: tf.shape(self.decode())[:2])
+
+    if self.shape is not None:
+      return tf.cast(self.shape[:2], tf.int32)
+    size = tf.cond(
+      tf.io.is_jpeg(self.data),
+      lambda: tf.io.extract_jpeg_shape(self.data)[:2],
+      of_other,
+    )
+    return tf.ensure_shape(size, [2])
+
+  def decode_window(self, window: tf.Tensor) -> tf.Tensor:
     """A window of the image; of a JPEG, what lies outside is hardly worked on.
 
     Args:
-      choose: Takes the image's [height, width], int32 [2], and gives the window's
-        [top, left, height, width], int32 [4], inside the image.
+      window: Its [top, left, height, width], int32 [4], inside the image.
 
     Returns:
       uint8 [height, width, channels] of the window.
     """
 
     def from_whole() -> tf.Tensor:
-      image = self.decode()
-      top, left, height, width = tf.unstack(choose(tf.shape(image)[:2]))
-      return image[top : top + height, left : left + width]
-
-    def from_jpeg() -> tf.Tensor:
-      window = choose(tf.io.extract_jpeg_shape(self.data)[:2])
-      return tf.io.decode_and_crop_jpeg(self.data, window, self.channels)
+      top, left, height, width = tf.unstack(window)
+      return self.decode()[top : top + height, left : left + width]
 
     if self.shape is not None:
       return from_whole()
-    return tf.cond(tf.io.is_jpeg(self.data), from_jpeg, from_whole)
+    return tf.cond(
+      tf.io.is_jpeg(self.data),
+      lambda: tf.io.decode_and_crop_jpeg(self.data, window, self.channels),
+      from_whole,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import scipy.stats
 import tensorflow as tf
 from absl.testing import parameterized
 
+from dat_tf import hashing
 from dat_tf.data.augment import CentreCrop, PadCropFlip, RandomResizedCrop
 from dat_tf.data.records import StoredImage
 
@@ -20,6 +21,13 @@ def encoded(image: np.ndarray, kind: str) -> StoredImage:
   file = io.BytesIO()
   PIL.Image.fromarray(image).save(file, kind, quality=95)
   return StoredImage(tf.constant(file.getvalue()), None, 3)
+
+
+def read(augmentation, stored: StoredImage, seed) -> tf.Tensor:
+  """One image, as the pipeline reads it in a chunk."""
+  keys = hashing.stream_keys(*tf.unstack(tf.convert_to_tensor(seed, tf.int64)))
+  choices = augmentation.draw(stored.size()[tf.newaxis], keys[tf.newaxis])
+  return augmentation.apply(stored, choices[0])
 
 
 def smooth_image(height: int, width: int) -> np.ndarray:
@@ -64,7 +72,7 @@ class PadCropFlipTest(tf.test.TestCase):
   def use(self, padding):
     self.padding = padding
     self.augment = tf.function(
-      lambda seed: PadCropFlip(padding)(bare(self.image), seed)
+      lambda seed: read(PadCropFlip(padding), bare(self.image), seed)
     )
 
   def change(self, seed) -> tuple:
@@ -98,28 +106,10 @@ class PadCropFlipTest(tf.test.TestCase):
     self.assertEqual(changes, {(0, 0, False), (0, 0, True)})
 
 
-class Spy:
-  """An image of a size, of which the windows are kept that are asked for."""
-
-  def __init__(self, height, width):
-    self.shape = height, width
-    self.window = None
-
-  def decode_window(self, choose):
-    self.window = choose(tf.constant(self.shape))
-    return tf.zeros([1, 1, 1])
-
-
 def windows(crop, shape, number=1000) -> np.ndarray:
   """[number, 4]: top, left, height, width."""
-
-  @tf.function
-  def window(seed):
-    spy = Spy(*shape)
-    crop(spy, seed)
-    return spy.window
-
-  return np.array([window(tf.constant([5, n], tf.int64)) for n in range(number)])
+  keys = hashing.stream_keys(5, np.arange(number))
+  return crop.draw(tf.constant([shape] * number), keys).numpy()[:, :4]
 
 
 class RandomResizedCropTest(tf.test.TestCase, parameterized.TestCase):
@@ -172,14 +162,14 @@ class RandomResizedCropTest(tf.test.TestCase, parameterized.TestCase):
     chosen = windows(crop, (90, 120), 40)
     mirrored = 0
     for number, (top, left, height, width) in enumerate(chosen):
-      found = crop(stored, tf.constant([5, number], tf.int64))
-      self.assertEqual((found.dtype, found.shape), (tf.uint8, (32, 32, 3)))
+      found = read(crop, stored, [5, number])
+      self.assertEqual((found.dtype, found.shape), (tf.float32, (32, 32, 3)))
       window = resized(image[top : top + height, left : left + width], 32)
       errors = [
-        np.abs(found.numpy() - each).max() for each in (window, window[:, ::-1])
+        np.abs(255 * found.numpy() - each).max() for each in (window, window[:, ::-1])
       ]
       # A JPEG's colours are stored at half the resolution.
-      self.assertLess(min(errors), 14 if kind == "jpeg" else 0.51)
+      self.assertLess(min(errors), 14 if kind == "jpeg" else 1e-3)
       self.assertGreater(max(errors), 30)
       mirrored += errors[1] < errors[0]
     self.assertBetween(mirrored, 8, 32)
@@ -189,14 +179,22 @@ class RandomResizedCropTest(tf.test.TestCase, parameterized.TestCase):
     crop = RandomResizedCrop(32, flip=False)
     for number, (top, left, height, width) in enumerate(windows(crop, (90, 120), 10)):
       window = resized(image[top : top + height, left : left + width], 32)
-      found = crop(bare(image), tf.constant([5, number], tf.int64))
-      self.assertAllClose(found, window, atol=0.51)
+      found = read(crop, bare(image), [5, number])
+      self.assertAllClose(255 * found, window, atol=1e-3)
 
   def test_the_seed_alone_decides(self):
     tf.random.set_seed(1)
     first = windows(RandomResizedCrop(8), (90, 120), 10)
     tf.random.set_seed(2)
     self.assertAllEqual(first, windows(RandomResizedCrop(8), (90, 120), 10))
+
+  def test_an_image_has_its_own_window_whatever_stands_beside_it(self):
+    crop = RandomResizedCrop(8)
+    sizes, ids = [(90, 120), (30, 300), (375, 500)], [7, 8, 9]
+    together = crop.draw(tf.constant(sizes), hashing.stream_keys(5, ids))
+    for size, number, found in zip(sizes, ids, together):
+      alone = crop.draw(tf.constant([size]), hashing.stream_keys(5, [number]))
+      self.assertAllEqual(found, alone[0])
 
 
 class CentreCropTest(tf.test.TestCase, parameterized.TestCase):
@@ -209,14 +207,21 @@ class CentreCropTest(tf.test.TestCase, parameterized.TestCase):
     top, left = ((length - side) // 2 for length in shape)
     expected = resized(image[top : top + side, left : left + side], 28)
     stored = bare(image) if kind == "bare" else encoded(image, kind)
-    found = CentreCrop(28)(stored)
-    self.assertEqual(found.dtype, tf.uint8)
-    tolerance = 14 if kind == "jpeg" else 0.51
-    self.assertAllClose(found.numpy().astype(float), expected, atol=tolerance)
+    found = read(CentreCrop(28), stored, [0, 0])
+    self.assertEqual(found.dtype, tf.float32)
+    tolerance = 14 if kind == "jpeg" else 1e-3
+    self.assertAllClose(255 * found, expected, atol=tolerance)
 
   def test_of_the_whole_in_its_own_size_nothing_changes(self):
     image = smooth_image(28, 28)
-    self.assertAllEqual(CentreCrop(28, fraction=1.0)(bare(image)), image)
+    found = read(CentreCrop(28, fraction=1.0), bare(image), [0, 0])
+    self.assertAllClose(255 * found, image, atol=1e-4)
+
+  def test_each_image_has_the_middle_of_its_own_size(self):
+    sizes = [[96, 128], [128, 97], [33, 33], [1, 1]]
+    found = CentreCrop(28).draw(tf.constant(sizes), None)
+    expected = [(6, 22, 84, 84), (21, 6, 85, 85), (2, 2, 29, 29), (0, 0, 1, 1)]
+    self.assertAllEqual(found, expected)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Shards and batches, against the records that were written."""
 
 import collections
+import dataclasses
 import os
 
 import numpy as np
@@ -30,6 +31,17 @@ def all_ids(sizes) -> list:
   return [example_id(f, r) for f, size in enumerate(sizes) for r in range(size)]
 
 
+def reading(settings: dict) -> pipeline.Reading:
+  """Takes out of `settings` what there is for it."""
+  given = {
+    field.name: settings.pop(field.name)
+    for field in dataclasses.fields(pipeline.Reading)
+    if field.name in settings
+  }
+  defaults = dict(form=records.DAT, image_shape=SHAPE, num_classes=CLASSES, seed=3)
+  return pipeline.Reading(**{**defaults, **given})
+
+
 def collect(dataset) -> dict:
   """The whole stream, batches joined, as arrays."""
   batches = list(dataset.as_numpy_iterator())
@@ -50,28 +62,21 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     return records.match_files(f"{directory}/part-*")
 
   def training(self, shard, epochs=(0, 1), batches=None, batch_size=4, **kwargs):
+    how = reading(kwargs)
     settings = dict(
-      form=records.DAT,
-      image_shape=SHAPE,
-      num_classes=CLASSES,
       batch_size=batch_size,
       batches_per_epoch=batches
       or pipeline.batches_per_epoch(shard.num_examples, batch_size),
       first_epoch=epochs[0],
       last_epoch=epochs[1],
-      seed=3,
       shuffle_buffer=7,
     )
-    return pipeline.training_dataset(shard, **{**settings, **kwargs})
+    return pipeline.training_dataset(shard, how, **{**settings, **kwargs})
 
   def evaluation(self, shard, batches=None, batch_size=4, **kwargs):
-    settings = dict(form=records.DAT, image_shape=SHAPE, num_classes=CLASSES)
     batches = batches or pipeline.batches_per_epoch(shard.num_examples, batch_size)
     return pipeline.evaluation_dataset(
-      shard,
-      batch_size=batch_size,
-      batches_per_epoch=batches,
-      **{**settings, **kwargs},
+      shard, reading(kwargs), batch_size=batch_size, batches_per_epoch=batches, **kwargs
     )
 
   @parameterized.product(
@@ -208,14 +213,11 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     def stream(first_epoch):
       dataset = pipeline.continuous_dataset(
         shard,
-        form=records.DAT,
-        image_shape=SHAPE,
-        num_classes=CLASSES,
+        reading({}),
         batch_size=4,
         batches_per_epoch=2,
         first_epoch=first_epoch,
         last_epoch=6,
-        seed=3,
         shuffle_buffer=7,
       )
       self.assertEqual(dataset.cardinality(), 2 * (6 - first_epoch))
@@ -338,12 +340,11 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     shard = shards.shard_files([path], 0, 1)
     settings = dict(form=records.TFDS, image_shape=(8, 8, 3), batch_size=3)
     crop = augment.CentreCrop(8, fraction=1.0)
-    stream = collect(self.evaluation(shard, crop=crop, **settings))
-    expected = [
-      np.asarray(crop(records.StoredImage(tf.constant(image), None, 3)))
-      for image in encoded
-    ]
-    self.assertAllClose(stream["image"], np.array(expected) / 255, rtol=1e-6)
+    stream = collect(self.evaluation(shard, augmentation=crop, **settings))
+    stored = [records.StoredImage(tf.constant(image), None, 3) for image in encoded]
+    choices = crop.draw(tf.stack([image.size() for image in stored]), None)
+    expected = [crop.apply(*each) for each in zip(stored, choices)]
+    self.assertAllClose(stream["image"], expected, rtol=1e-6)
     crop = augment.RandomResizedCrop(8)
     first, second = (
       collect(self.training(shard, (0, 2), augmentation=crop, **settings))
