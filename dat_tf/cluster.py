@@ -108,7 +108,8 @@ def communication_options(
     bytes_per_pack: gradients are sent in packs of about this many bytes, so that the
       first travel while the rest are computed; 0 lets TensorFlow choose.
     timeout_seconds: how long a worker waits in a collective for the others before it
-      fails; 0 is for ever.
+      fails; 0 is for ever. TensorFlow keeps a thread asleep for each collective until
+      its time is over, also when it has long ended.
   """
   import tensorflow as tf
 
