@@ -1,11 +1,10 @@
-"""Checkpoints of a run, and the export of its classifier."""
+"""Checkpoints of a run."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
-from typing import Optional
+from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,32 +23,24 @@ class Checkpoints:
   def __init__(
     self,
     directory: str,
-    classifier: tf.keras.Model,
-    optimizer: Optional[tf.keras.optimizers.legacy.Optimizer] = None,
-    residual: Optional[tf.Module] = None,
+    tracked: Mapping[str, Any],
     keep: int = 2,
     is_chief: bool = True,
   ):
-    """Tracks a model.
+    """Tracks a model and what belongs to it.
 
     Args:
       directory: where checkpoints are, or will be.
-      classifier: its weights are saved and restored, in place.
-      optimizer: likewise its state, unless None.
-      residual: likewise what holds the residual of error feedback, unless None.
+      tracked: what is saved and restored, in place, by name: the classifier, and
+        whatever else has state, or None for what this run has not got. An optimizer
+        must have made its slots: made by the first step, they would be restored inside
+        its graph.
       keep: number of newest checkpoints kept.
       is_chief: whether this worker's files stay.
     """
     self._epochs = tf.Variable(0, dtype=tf.int64, trainable=False, name="epochs_done")
-    tracked = {"classifier": classifier, "epochs": self._epochs}
-    if optimizer is not None:
-      # Slots made now are restored now; made by the first step, they would be restored
-      # inside its graph.
-      optimizer._create_all_weights(classifier.trainable_variables)
-      tracked["optimizer"] = optimizer
-    if residual is not None:
-      tracked["residual"] = residual
-    self._checkpoint = tf.train.Checkpoint(**tracked)
+    there = {name: item for name, item in tracked.items() if item is not None}
+    self._checkpoint = tf.train.Checkpoint(epochs=self._epochs, **there)
     self._directory, self._keep, self._is_chief = directory, keep, is_chief
 
   def restore(self) -> int:
@@ -91,41 +82,3 @@ def copy_weights(source: tf.keras.Model, target: tf.keras.Model) -> None:
   for variable, copied in zip(source.weights, target.weights):
     replicas = getattr(variable, "values", [variable])
     copied.assign(replicas[0].read_value())
-
-
-def export(classifier: tf.keras.Model, directory: str) -> None:
-  """Writes a plain Keras model that `tf.keras.models.load_model` opens anywhere.
-
-  Args:
-    classifier: a plain model (`copy_weights`), images in [0, 1] -> logits.
-    directory: replaced as a whole, once the new one is complete; in an object store,
-      file by file.
-  """
-  # Keras warns of a model that was never compiled.
-  classifier.compile(
-    loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-  )
-  in_store = "://" in directory
-  parent = None if in_store else os.path.dirname(os.path.abspath(directory))
-  with tempfile.TemporaryDirectory(dir=parent) as temporary:
-    new, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
-    classifier.save(new, include_optimizer=False, save_format="tf")
-    if in_store:
-      _upload(new, directory)
-      return
-    if os.path.exists(directory):
-      os.rename(directory, old)
-    os.rename(new, directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _upload(source: str, target: str) -> None:
-  """Copies a directory to an object store, over what is there of the same names."""
-  for folder, _, names in os.walk(source):
-    there = os.path.normpath(os.path.join("/", os.path.relpath(folder, source)))
-    tf.io.gfile.makedirs(target + there)
-    for name in names:
-      path = os.path.join(there, name)
-      if tf.io.gfile.exists(target + path):  # some stores would write into it
-        tf.io.gfile.remove(target + path)
-      tf.io.gfile.copy(source + path, target + path)

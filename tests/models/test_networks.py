@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import checkpointing
+from dat_tf import exporting
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm, make_model
 from dat_tf.models.resnet import resnet
@@ -204,7 +204,7 @@ class ExportTest(tf.test.TestCase):
       self.assertDTypeEqual(model(images).numpy(), np.float32)
       lambdas = [x for x in model.layers if isinstance(x, tf.keras.layers.Lambda)]
       self.assertEmpty(lambdas)
-      checkpointing.export(model, f"{directory}/{name}")
+      exporting.export(model, f"{directory}/{name}")
     code = textwrap.dedent(f"""
       import sys
       import numpy as np
