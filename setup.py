@@ -14,6 +14,8 @@ VERSION = re.search(
 ).group(1)
 
 BEAM = ["apache-beam>=2.60,<3"]
+# ONNX 1.18 needs a later ml_dtypes than TensorFlow 2.15 takes.
+ONNX = ["onnx>=1.16,<1.18", "onnxruntime>=1.17,<2", "tf2onnx>=1.17,<2"]
 
 # What `make quickstart` needs beyond the package: the digits come with scikit-learn.
 QUICKSTART = ["scikit-learn>=1.2,<2", "tabulate>=0.9,<1"]
@@ -24,11 +26,13 @@ setup(
   description="Distributed adversarial training of robust image classifiers",
   license="Apache-2.0",
   packages=find_packages(include=["dat_tf", "dat_tf.*"]),
+  package_data={"dat_tf.reporting": ["page.html", "page.css"]},
   # TensorFlow Addons 0.23 is the last release; it goes with TensorFlow 2.15, which
   # goes with NumPy 1 and Python 3.9 to 3.11.
   python_requires=">=3.9,<3.12",
   install_requires=[
     "absl-py>=1.4,<3",
+    "jinja2>=3,<4",
     "matplotlib>=3.7,<4",
     "numpy>=1.23,<2",
     "pillow>=9,<13",
@@ -44,10 +48,19 @@ setup(
   ],
   extras_require={
     "quickstart": QUICKSTART,
-    "test": [*QUICKSTART, *BEAM, "mypy>=1.15,<3", "pytest>=8,<10", "ruff>=0.17,<0.18"],
-    "report": ["matplotlib>=3.7,<4"],
+    "test": [
+      *QUICKSTART,
+      *BEAM,
+      *ONNX,
+      "mypy>=1.15,<3",
+      "pytest>=8,<10",
+      "ruff>=0.17,<0.18",
+      "selenium>=4.11,<5",
+    ],
     # Converts data sets on many machines: tfrecords/build_*.py --runner.
     "beam": BEAM,
+    # --export_formats=onnx
+    "onnx": ONNX,
     "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
   },
 )

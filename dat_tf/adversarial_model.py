@@ -11,7 +11,8 @@ model.fit(dataset, epochs=10)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, Union
 
 import tensorflow as tf
@@ -57,7 +58,8 @@ class AdversarialModel(tf.keras.Model):
   report `loss`, `accuracy` (clean) and `robust_accuracy` (under attack), both on
   labelled examples, and, in training,
   `gradient_norm` and what the all-reduce tells of itself, in evaluation, the
-  `examples` counted. Every worker sees the same numbers, but for the all-reduce's.
+  `examples` counted and, after certified training, `certified_accuracy`. Every
+  worker sees the same numbers, but for the all-reduce's.
 
   Callbacks of `fit` may stop the run or change the learning rate, on any worker: the
   workers agree at the end of the epoch. A stop that is asked for during an epoch takes
@@ -77,6 +79,7 @@ class AdversarialModel(tf.keras.Model):
     accumulation: int = 1,
     clip_norm: Optional[float] = None,
     average: Optional[WeightAverage] = None,
+    jit_compile: bool = False,
   ):
     """Composes the model.
 
@@ -97,7 +100,10 @@ class AdversarialModel(tf.keras.Model):
         and network one after another, for batches beyond memory.
       clip_norm: greatest length of a replica's gradient of the mean loss, of all
         weights together, before it is averaged with the others'; None for no bound.
-      average: keeps an average of the classifier's weights (`dat_tf.models.averaging`).
+      average: keeps an average of the classifier's weights (`dat_tf.models.averaging`),
+        which is what `evaluate` evaluates.
+      jit_compile: compile attack and gradient with XLA. (`compile(jit_compile=True)`
+        would compile the collectives too, which XLA has not got on CPUs.)
 
     Raises:
       UserError: the attack works only in training, and there is no other one to
@@ -120,12 +126,13 @@ class AdversarialModel(tf.keras.Model):
     self._attack_mode = attack_in_training_mode
     self._seed = seed
     self._prepare, self._accumulation = prepare, accumulation
-    self._clip_norm, self._average_weights = clip_norm, average
+    self._clip_norm, self.average = clip_norm, average
+    self._uses_xla = jit_compile  # Keras has a `_jit_compile` of its own
     # All replicas return the same figures; to add them up, Keras would send each of
     # them through a collective of its own in every step.
     self.distribute_reduction_method = "first"
     self._totals = tf.Variable(
-      tf.zeros(5),
+      tf.zeros(6),
       trainable=False,
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
       name="totals",
@@ -159,8 +166,8 @@ class AdversarialModel(tf.keras.Model):
     self.optimizer.apply_gradients(
       zip(gradients, variables), experimental_aggregate_gradients=False
     )
-    if self._average_weights:
-      self._average_weights.update(self.optimizer.iterations)
+    if self.average:
+      self.average.update(self.optimizer.iterations)
     logs = self._add(figures, self.attack)
     return {**logs, "gradient_norm": gradient_norm, **sending}
 
@@ -168,15 +175,18 @@ class AdversarialModel(tf.keras.Model):
     self, batch: Batch
   ) -> tuple[tf.Tensor, Evaluated, list[tf.Tensor]]:
     """The loss, summed over the batch, what it came from, and its gradients / B."""
+    attack_and_differentiate = self._attack_and_differentiate
+    if self._uses_xla:
+      attack_and_differentiate = tf.function(attack_and_differentiate, jit_compile=True)
     if self._accumulation == 1:
-      return self._attack_and_differentiate(batch)[:3]
+      return attack_and_differentiate(batch)[:3]
     results: list[Pass] = []
     parts = batch.parts(self._accumulation)
     for part in parts:
       # A part waits for the one before: otherwise all would be in memory together.
       with tf.control_dependencies(results[-1].gradients if results else []):
         part = part._replace(images=tf.identity(part.images))
-        results.append(self._attack_and_differentiate(part))
+        results.append(attack_and_differentiate(part))
     losses, evaluated, gradients, _ = zip(*results)
     share = parts[0].size / batch.size
     return (
@@ -240,11 +250,17 @@ class AdversarialModel(tf.keras.Model):
     clean_logits, adversarial_logits = classifier(batch.images), classifier(adversarial)
     losses = cross_entropy(adversarial_logits, batch.labels)
     loss = tf.reduce_sum(batch.weights * losses)
+    certified = self.objective.certified(self.classifier, batch)
     figures = tf.distribute.get_replica_context().all_reduce(
       tf.distribute.ReduceOp.SUM,
-      _figures(batch, loss, clean_logits, adversarial_logits),
+      _figures(batch, loss, clean_logits, adversarial_logits, certified),
     )
-    return {**self._add(figures, self.evaluation_attack), "examples": self._totals[0]}
+    logs = {**self._add(figures, self.evaluation_attack), "examples": self._totals[0]}
+    if certified is not None:
+      logs["certified_accuracy"] = tf.math.divide_no_nan(
+        self._totals[5], self._totals[2]
+      )
+    return logs
 
   def fit(
     self, *args: Any, callbacks: Sequence[Any] = (), **kwargs: Any
@@ -255,9 +271,21 @@ class AdversarialModel(tf.keras.Model):
     return super().fit(*args, callbacks=callbacks, **kwargs)
 
   def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-    """As `tf.keras.Model.evaluate`, with the same batch statistics on all workers."""
-    self.average_statistics()
-    return super().evaluate(*args, **kwargs)
+    """As `tf.keras.Model.evaluate`, of `final_weights`."""
+    with self.final_weights():
+      return super().evaluate(*args, **kwargs)
+
+  @contextlib.contextmanager
+  def final_weights(self) -> Iterator[None]:
+    """While it lasts, the classifier is what training has made of it so far.
+
+    Its weights are the average, if one is kept; the batch-norm statistics are the same
+    on all workers, and can be read without a collective. All workers must call it.
+    """
+    average = self.average
+    with average.applied() if average else contextlib.nullcontext():
+      self.average_statistics()
+      yield
 
   def average_statistics(self) -> None:
     """Gives every replica the mean over all replicas of the batch-norm statistics.
@@ -283,12 +311,12 @@ class AdversarialModel(tf.keras.Model):
   def reset_metrics(self) -> None:
     """Keras calls this before each epoch and each evaluation."""
     super().reset_metrics()
-    self._totals.assign(tf.zeros(5))
+    self._totals.assign(tf.zeros(6))
 
   def _add(self, figures: tf.Tensor, attack: object) -> dict[str, tf.Tensor]:
     """Adds a batch's `_figures` to the epoch's; returns the epoch's means."""
     totals = self._totals.assign_add(figures)
-    weight, loss, labeled, *hits = tf.unstack(totals)
+    weight, loss, labeled, *hits = tf.unstack(totals[:5])
     accuracy, robust_accuracy = (tf.math.divide_no_nan(x, labeled) for x in hits)
     logs = {"loss": tf.math.divide_no_nan(loss, weight), "accuracy": accuracy}
     return {**logs, "robust_accuracy": robust_accuracy} if attack else logs
@@ -325,9 +353,14 @@ def _figures(
   loss: tf.Tensor,
   clean_logits: tf.Tensor,
   adversarial_logits: tf.Tensor,
+  certified: Optional[tf.Tensor] = None,
 ) -> tf.Tensor:
-  """[5]: sums over a batch of weight, loss, labelled weight, clean and robust hits."""
+  """[6]: sums over a batch of weight, loss, labelled weight, and of what is right.
+
+  The last three are clean, robust and certified examples.
+  """
   labeled = batch.weights * batch.is_labeled
+  is_certified = 0.0 if certified is None else tf.cast(certified, tf.float32)
   return tf.stack(
     [
       tf.reduce_sum(batch.weights),
@@ -335,6 +368,7 @@ def _figures(
       tf.reduce_sum(labeled),
       tf.reduce_sum(labeled * hits(clean_logits, batch.labels)),
       tf.reduce_sum(labeled * hits(adversarial_logits, batch.labels)),
+      tf.reduce_sum(labeled * is_certified),
     ]
   )
 

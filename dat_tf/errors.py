@@ -35,5 +35,6 @@ def exit_on_user_error(
 
 
 def one_line(error: Any) -> str:
-  """The message of a `tf.errors.OpError` without the names of its graph's nodes."""
-  return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.S).split())
+  """The message of an exception; of TensorFlow's, without names of graphs' nodes."""
+  message = getattr(error, "message", None) or str(error)
+  return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", message, flags=re.S).split())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Optional
+from typing import Callable, Optional, Union
 
 import tensorflow as tf
 from absl import flags
 
 from dat_tf import attacks, objectives, optimizers, startup
 from dat_tf import config as config_lib
+from dat_tf.adversarial_model import Attack
 from dat_tf.communication import (
   AllReduce,
   BucketQuantizer,
@@ -19,39 +21,158 @@ from dat_tf.communication import (
   choice,
   quantizers,
 )
+from dat_tf.config import methods
 from dat_tf.data import augment, pipeline
+from dat_tf.models import transfer
+from dat_tf.models.averaging import WeightAverage
+from dat_tf.objectives import mixing
 
 
-def make_attack(config: flags.FlagValues) -> Optional[attacks.PGD]:
-  """The attack of training; None trains on clean images."""
-  if config.attack == "none":
+def make_attack(
+  config: flags.FlagValues,
+  classifier: tf.keras.Model,
+  batch_shape: tuple[int, ...],
+  steps_per_epoch: int,
+) -> Union[Attack, attacks.Interleaved, None]:
+  """The attack of training, made in the strategy's scope; None trains on clean images.
+
+  Args:
+    config: the settings.
+    classifier: what is trained.
+    batch_shape: (B, H, W, C) of a replica's images.
+    steps_per_epoch: steps of training.
+
+  Raises:
+    UserError: the network does not go with the attack.
+  """
+  ball, name = make_ball(config), config.attack
+  step_size, steps = config.step_size, config.attack_steps
+  if config.objective == "llr":
+    return attacks.GainAscent(objectives.linearity_violation, ball, step_size, steps)
+  if config.objective == "ig_norm":
+    gain = functools.partial(
+      objectives.attribution_norm, points=config.attribution_points
+    )
+    return attacks.GainAscent(gain, ball, step_size, steps)
+  if name == "none":
     return None
-  return attacks.PGD(_ball(config), config.step_size, config.attack_steps)
+  if name == "nfgsm":
+    return attacks.NFGSM(config.epsilon)
+  if name == "momentum_pgd":
+    return attacks.MomentumPGD(ball, step_size, steps)
+  if name == "wrm":
+    return attacks.WRM(config.wasserstein_penalty, steps)
+  if name == "free":
+    return attacks.Free(ball, batch_shape, step_size)
+  if name == "yopo":
+    return attacks.YOPO(classifier, ball, step_size, steps, config.inner_steps)
+  pgd = attacks.PGD(ball, step_size, steps, random_start=name != "bim")
+  if name == "warm_start_pgd":
+    return attacks.WarmStart(pgd, batch_shape[1:])
+  if name == "dynamic_pgd":
+    falling = round(5 / 6 * config.epochs * steps_per_epoch)
+    return attacks.DynamicPGD(pgd, max(falling, 1), config.convergence)
+  growing = [
+    round(epochs * steps_per_epoch)
+    for epochs in (config.steps_growing_epochs, config.epsilon_growing_epochs)
+  ]
+  return attacks.Curriculum(pgd, *growing) if any(growing) else pgd
 
 
 def make_evaluation_attack(config: flags.FlagValues) -> attacks.PGD:
   """The attack of evaluation."""
   return attacks.PGD(
-    _ball(config), config.evaluation_step_size, config.evaluation_attack_steps
+    make_ball(config), config.evaluation_step_size, config.evaluation_attack_steps
   )
 
 
-def _ball(config: flags.FlagValues) -> attacks.Ball:
-  ball = attacks.LInfinity if config.norm == "linf" else attacks.L2
-  return ball(config.epsilon)
+def make_ball(config: flags.FlagValues) -> attacks.Ball:
+  """The allowed perturbations."""
+  balls: dict[str, Callable[[float], attacks.Ball]]
+  balls = {"linf": attacks.LInfinity, "l2": attacks.L2, "l1": attacks.L1}
+  return balls[config.norm](config.epsilon)
 
 
-def make_objective(config: flags.FlagValues) -> objectives.Objective:
+def make_objective(
+  config: flags.FlagValues, steps_per_epoch: int
+) -> objectives.Objective:
   """What training minimises."""
-  if not config.unlabeled_data:
+  objective = _make_objective(config, steps_per_epoch)
+  if config.gradient_alignment:
+    objective = objectives.Regularized(
+      objective,
+      objectives.GradientAlignment(
+        make_ball(config).random_start, config.gradient_alignment
+      ),
+    )
+  if config.weight_perturbation:
+    objective = objectives.WeightPerturbation(objective, config.weight_perturbation)
+  return objective
+
+
+def _make_objective(
+  config: flags.FlagValues, steps_per_epoch: int
+) -> objectives.Objective:
+  name, weight = config.objective, config.penalty_weight
+  if config.unlabeled_data:
+    return objectives.SemiSupervised(
+      config.clean_weight,
+      config.unlabeled_weight,
+      pseudo_labels=config.unlabeled_loss != "consistency",
+      consistency=config.unlabeled_loss != "pseudo_label",
+      label_smoothing=config.pseudo_label_smoothing,
+    )
+  if name == "at":
     return objectives.AdversarialTraining(config.clean_weight)
-  return objectives.SemiSupervised(
-    config.clean_weight,
-    config.unlabeled_weight,
-    pseudo_labels=config.unlabeled_loss != "consistency",
-    consistency=config.unlabeled_loss != "pseudo_label",
-    label_smoothing=config.pseudo_label_smoothing,
-  )
+  if name == "trades":
+    return objectives.TRADES(weight)
+  if name == "mart":
+    return objectives.MART(weight)
+  if name == "alp":
+    return objectives.AdversarialLogitPairing(weight, config.clean_weight)
+  if name == "clp":
+    return objectives.CleanLogitPairing(weight)
+  if name in methods.CERTIFIED:
+    ramp = max(round(config.epsilon_growing_epochs * steps_per_epoch), 1)
+    # A fifth of the ramp goes before it, as in Gowal et al.'s schedule for MNIST.
+    return objectives.CertifiedTraining(
+      config.epsilon, ramp // 5, ramp, crown=name == "crown_ibp"
+    )
+  penalties: dict[str, objectives.Penalty] = {
+    "input_gradient": objectives.InputGradient(weight),
+    "cure": objectives.Curvature(weight),
+    "llr": objectives.LocalLinearity(weight),
+    "ig_norm": objectives.AttributionNorm(weight, config.attribution_points),
+  }
+  return objectives.Regularized(objectives.CleanTraining(), penalties[name])
+
+
+def make_preparation(
+  config: flags.FlagValues,
+) -> Optional[Callable[[objectives.Batch], objectives.Batch]]:
+  """What changes images and labels of a batch together; None leaves them."""
+  changes: list[Callable[[objectives.Batch], objectives.Batch]] = []
+  if config.label_smoothing:
+    changes.append(mixing.LabelSmoothing(config.num_classes, config.label_smoothing))
+  if config.mixing != "none":
+    mix = mixing.Mixup if config.mixing == "mixup" else mixing.CutMix
+    changes.append(mix(config.num_classes, config.mixing_alpha))
+  if not changes:
+    return None
+  return lambda batch: functools.reduce(lambda b, change: change(b), changes, batch)
+
+
+def make_average(
+  config: flags.FlagValues, classifier: tf.keras.Model, steps_per_epoch: int
+) -> Optional[WeightAverage]:
+  """The average of the weights, made in the strategy's scope; None keeps none."""
+  start = round(config.average_from_epoch * steps_per_epoch)
+  if config.weight_average == "exponential":
+    return WeightAverage(classifier, config.average_decay, start)
+  if config.weight_average == "stochastic":
+    last_of_epoch = start + steps_per_epoch - 1
+    return WeightAverage(classifier, 1.0, last_of_epoch, steps_per_epoch)
+  return None
 
 
 def make_augmentation(config: flags.FlagValues) -> Optional[pipeline.Augmentation]:
@@ -112,9 +233,9 @@ def make_all_reduce(
 
 
 def make_optimizer(
-  config: flags.FlagValues, steps_per_epoch: int
+  config: flags.FlagValues, classifier: tf.keras.Model, steps_per_epoch: int
 ) -> tf.keras.optimizers.legacy.Optimizer:
-  """The optimizer, its learning rate scaled to the batch and scheduled."""
+  """The optimizer, its learning rates scaled to batch and layer, and scheduled."""
   schedule = optimizers.WarmupDecay(
     optimizers.scaled_learning_rate(
       config.learning_rate,
@@ -129,7 +250,7 @@ def make_optimizer(
       round(epoch * steps_per_epoch) for epoch in config_lib.decay_epochs(config)
     ],
   )
-  return optimizers.make_optimizer(
+  optimizer = optimizers.make_optimizer(
     config.optimizer,
     schedule,
     weight_decay=config.weight_decay,
@@ -138,3 +259,6 @@ def make_optimizer(
     beta_2=config.beta_2,
     norm_bounds=(config.min_weight_norm, config.max_weight_norm),
   )
+  if 0 < config.layer_decay < 1:
+    optimizer.rate_factors = transfer.layer_rate_factors(classifier, config.layer_decay)
+  return optimizer

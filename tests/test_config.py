@@ -26,11 +26,18 @@ OTHER = {
   "epochs": "11",
   "seed": "1",
   "evaluate_every": "2",
+  "export_formats": "keras,onnx",
+  "early_stopping": "3",
+  "accumulation": "2",
+  "jit_compile": "true",
+  "precision": "mixed_bfloat16",
+  "initialize_from": "another/run",
   "checkpoints_to_keep": "3",
   "log_every": "5",
   "pictures": "0",
   "train_data": "c-*,d e/f-*",
   "test_data": "g-*",
+  "validation_data": "v-*",
   "num_classes": "1000",
   "first_label": "1",
   "global_batch_size": "256",
@@ -43,15 +50,37 @@ OTHER = {
   "unlabeled_data": "u-*",
   "unlabeled_fraction": "0.25",
   "model": "ResNet50",
-  "attack": "fgsm",
+  "weight_average": "stochastic",
+  "average_decay": "0.9",
+  "average_from_epoch": "1.5",
+  "attack": "bim",
   "norm": "l2",
   "epsilon": "3/255",
   "step_size": "1/300",
   "attack_steps": "4",
+  "inner_steps": "2",
+  "convergence": "0.25",
+  "wasserstein_penalty": "2",
+  "steps_growing_epochs": "2",
+  "epsilon_growing_epochs": "3.5",
   "evaluation_attack_steps": "50",
   "evaluation_step_size": "1e-3",
   "attack_in_training_mode": "true",
+  "attacks": "pgd-50x10,autoattack",
+  "evaluation_examples": "1000",
+  "probe_images": "0",
+  "model_path": "model.keras",
+  "input_range": "-1,1",
+  "probabilities": "true",
+  "objective": "alp",
   "clean_weight": "1/3",
+  "penalty_weight": "0.7",
+  "attribution_points": "10",
+  "gradient_alignment": "0.2",
+  "weight_perturbation": "0.005",
+  "label_smoothing": "0.1",
+  "mixing": "mixup",
+  "mixing_alpha": "0.2",
   "unlabeled_loss": "both",
   "unlabeled_weight": "0.5",
   "pseudo_label_smoothing": "0.1",
@@ -62,6 +91,8 @@ OTHER = {
   "learning_rate": "0.1",
   "reference_batch_size": "64",
   "learning_rate_scaling": "sqrt",
+  "layer_decay": "0",
+  "clip_norm": "1",
   "warmup_epochs": "2.5",
   "decay": "constant",
   "decay_epochs": "75,90.5",
@@ -81,6 +112,8 @@ OTHER = {
   "full_precision_names": "logits|hidden/.*",
   "bytes_per_pack": "1048576",
   "collective_timeout": "30",
+  "runs": "runs/a,runs/b",
+  "profile_steps": "10,20",
 }
 # The list that the documentation of a run's directory promises, written out once more.
 MAY_CHANGE = {
@@ -88,13 +121,18 @@ MAY_CHANGE = {
   "model_dir",
   "epochs",
   "evaluate_every",
+  "early_stopping",
   "test_data",
   "evaluation_attack_steps",
   "evaluation_step_size",
+  "attacks",
+  "evaluation_examples",
+  "probe_images",
   "log_every",
   "pictures",
   "checkpoints_to_keep",
   "communication",
+  "export_formats",
   "bytes_per_pack",
   "collective_timeout",
   "skip_bad_records",
@@ -102,6 +140,8 @@ MAY_CHANGE = {
   "pseudo_label_dir",
   "pseudo_labels",
   "confidence_threshold",
+  "runs",
+  "profile_steps",
 }
 
 
@@ -169,6 +209,9 @@ class RangesTest(ConfigTest):
     *[(name, "-1") for name in ("unlabeled_weight", "skip_bad_records")],
     *[(name, "much") for name in ("unlabeled_loss", "pseudo_labels")],
     ("image_size", "0"),
+    *[(name, "-1") for name in ("evaluation_examples", "probe_images")],
+    *[("input_range", value) for value in ("1,0", "0", "0,1,2", "0,x", "0,inf", "")],
+    *[("profile_steps", value) for value in ("5", "0,5", "6,5", "1,2,3", "a,b")],
   )
   def test_a_value_out_of_range_names_its_flag(self, name, value):
     self.assert_refused(names=[f"--{name}"], **{name: value})
@@ -208,8 +251,16 @@ class RangesTest(ConfigTest):
     (["--test_data"], {"test_data": None, "mode": "evaluate"}),
     (["--test_data"], {"test_data": None, "mode": "train", "evaluate_every": 1}),
     (["--epsilon=8", "linf"], {"epsilon": 8}),
-    (["--attack_in_training_mode"], {"attack": "none", "attack_in_training_mode": 1}),
-    (["--attack_steps", "fgsm"], {"attack": "fgsm", "attack_steps": 2}),
+    (["--early_stopping", "--validation_data"], {"early_stopping": 1}),
+    (
+      ["--early_stopping", "--evaluate_every"],
+      {"early_stopping": 1, "validation_data": "v"},
+    ),
+    (["--average_from_epoch", "--weight_average"], {"average_from_epoch": 1}),
+    (
+      ["--average_from_epoch=10", "10 epochs"],
+      {"average_from_epoch": 10, "weight_average": "stochastic"},
+    ),
     (["--warmup_epochs=3", "--epochs=2"], {"warmup_epochs": 3, "epochs": 2}),
     (["--decay_epochs"], {"decay": "step"}),
     (["--decay_epochs"], {"decay": "cosine", "decay_epochs": "5"}),
@@ -226,6 +277,10 @@ class RangesTest(ConfigTest):
       },
     ),
     (["--full_precision_names=(", "regular"], {"full_precision_names": "("}),
+    (["--model_path", "--attacks"], {"model_path": "m", "mode": "evaluate"}),
+    (["--model_path", "--mode=evaluate"], {"model_path": "m", "attacks": "fgsm"}),
+    (["--probabilities", "--model_path"], {"probabilities": 1}),
+    (["--input_range", "--model_path"], {"input_range": "0,255"}),
     (["--unlabeled_data", "--pseudo_label_dir"], {"mode": "pseudo_label"}),
     (["--pseudo_label_dir"], {"mode": "pseudo_label", "unlabeled_data": "u"}),
     (["--image_size"], {"augmentation": "random_resized_crop"}),
@@ -242,8 +297,10 @@ class RangesTest(ConfigTest):
     parse(mode="train", test_data=None)
     parse(mode="evaluate", train_data=None)
     parse(mode="export", train_data=None, test_data=None)
+    parse(mode="train", test_data=None, evaluate_every=1, validation_data="v")
     parse(norm="l2", epsilon=3)
-    parse(attack="fgsm", attack_steps=1)
+    parse(norm="l1", epsilon=12)
+    parse(mode="evaluate", train_data=None, model_path="m", attacks="fgsm")
 
   def test_unknown_flags_and_stray_words(self):
     self.assert_refused("--epsilom=0.1", names=["epsilom"])
@@ -259,6 +316,17 @@ class RangesTest(ConfigTest):
     self.assertEqual(fgsm.attack_steps, 1)
     self.assertAlmostEqual(fgsm.step_size, 1.25 * 0.2, places=12)
     self.assertEqual(parse(step_size=0.3).step_size, 0.3)
+
+  def test_input_range_is_two_numbers(self):
+    self.assertEqual(config_lib.input_range(parse()), (0.0, 1.0))
+    values = {"mode": "evaluate", "model_path": "m", "attacks": "fgsm"}
+    config = parse(input_range="-1, 1.5", **values)
+    self.assertEqual(config_lib.input_range(config), (-1.0, 1.5))
+
+  def test_profile_steps_are_the_first_and_the_last(self):
+    self.assertIsNone(config_lib.profile_steps(parse()))
+    config = parse(profile_steps="10,20")
+    self.assertEqual(config_lib.profile_steps(config), (10, 20))
 
   def test_decay_epochs_are_numbers(self):
     config = parse(decay="step", decay_epochs="75,90.5")
@@ -288,10 +356,11 @@ class FlagfileTest(ConfigTest):
     self.assert_refused(f"--flagfile={wrong}", names=["--epsilon"])
 
   def test_the_repositorys_flagfiles_parse(self):
-    paths = sorted((ROOT / "flags").glob("*.flags"))
+    paths = sorted((ROOT / "flags").rglob("*.flags"))
     self.assertNotEmpty(paths)
     for path in paths:
-      config_lib.parse(["run_dat.py", f"--flagfile={path}"])
+      # One of them is a common part of others, without a directory.
+      config_lib.parse(["run_dat.py", f"--flagfile={path}", "--model_dir=m"])
 
 
 class SavedTest(ConfigTest):
@@ -313,7 +382,12 @@ class SavedTest(ConfigTest):
 
   def test_the_saved_flagfile_reproduces_every_value(self):
     # The second time with every flag changed, but for what contradicts another.
-    fitting = {"decay": "step", "attack_steps": None, "quantization_scale": "largest"}
+    fitting = {
+      "export_formats": "",
+      "decay": "step",
+      "quantization_scale": "largest",
+      "weight_perturbation": 0,
+    }
     for values in ({}, {**OTHER, **fitting}):
       saved = self.save(**values)
       self.assertEqual(flag_values(self.reopened()), flag_values(saved))
@@ -326,7 +400,17 @@ class SavedTest(ConfigTest):
 
   @parameterized.parameters(*OTHER)
   def test_only_what_may_change_may_change(self, name):
-    common = {"attack_steps": 1}  # what attack=fgsm allows
+    common = {}
+    if name in ("penalty_weight", "clean_weight"):
+      common.update(objective="alp")
+    if name == "export_formats":
+      common.update(mode="export")
+    if name in ("model_path", "input_range", "probabilities"):
+      common.update(model_path="m", mode="evaluate", attacks="fgsm")
+    if name == "early_stopping":
+      common.update(evaluate_every=1, validation_data="v")
+    if name == "average_from_epoch":
+      common.update(weight_average="stochastic")
     if name == "decay_epochs":
       common.update(decay="step", decay_epochs="2,3")
     if name == "augmentation":
@@ -472,5 +556,5 @@ class HelpTest(ConfigTest):
     )
     self.assertEqual((done.returncode, done.stderr), (0, ""))
     for name in OTHER:
-      self.assertRegex(done.stdout, rf"--(\[no\])?{name}: ")
+      self.assertRegex(done.stdout, rf"--(\[no\])?{name}:\s")
     self.assertIn("dat_tf.attacks:", done.stdout)

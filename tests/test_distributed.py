@@ -115,9 +115,8 @@ def _train_with_batch_norm(worker, strategy):
     distributed, epochs=4, steps_per_epoch=3, callbacks=callbacks, verbose=0
   )
   with tempfile.TemporaryDirectory() as directory:
-    checkpoints = Checkpoints(
-      directory, model.classifier, model.optimizer, is_chief=worker == 0
-    )
+    tracked = {"classifier": model.classifier, "optimizer": model.optimizer}
+    checkpoints = Checkpoints(directory, tracked, is_chief=worker == 0)
     checkpoints.save(1)
     files = sorted(os.listdir(directory))
   return {

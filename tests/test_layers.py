@@ -15,8 +15,8 @@ PACKAGE = ROOT / "dat_tf"
 
 # From low to high: a room may import those of its own line and of the lines before it.
 LAYERS = (
-  ("errors", "files", "hashing", "startup"),
-  ("config", "cluster", "models", "optimizers", "checkpointing"),
+  ("errors", "files", "hashing", "startup", "watchdog"),
+  ("config", "cluster", "models", "optimizers", "checkpointing", "exporting"),
   ("communication",),
   ("objectives",),
   ("attacks",),
@@ -24,8 +24,9 @@ LAYERS = (
   ("data",),
   ("evaluation",),
   ("monitoring",),
+  ("reporting",),
   ("adversarial_model", "parts"),
-  ("inputs", "pseudo_labeling"),
+  ("early_stopping", "initialization", "inputs", "pseudo_labeling"),
   ("training",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -9,22 +9,38 @@ An attack is composed of a ball of allowed perturbations and a rule to search it
 It is any callable of that signature: the classifier is a plain function from images
 in [0, 1] to logits, the keys are one random stream an example.
 
+Attacks that change as training goes on have a method `for_batch`; `Free` and `YOPO`
+share training's backward pass, and are called by `AdversarialModel` alone.
+
 The attacks of evaluation have names, see `make_attacks`; `dat_tf.evaluation` runs them,
 and `OneShot` makes such a callable of each.
 """
 
+from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
 from dat_tf.attacks.gradient import PGD, fgsm
+from dat_tf.attacks.interleaved import YOPO, Free, Interleaved
 from dat_tf.attacks.iterative import OneShot
+from dat_tf.attacks.maximizers import NFGSM, WRM, GainAscent, MomentumPGD
 from dat_tf.attacks.norms import L1, L2, Ball, LInfinity
 from dat_tf.attacks.registry import make_attacks
 
 __all__ = [
   "Ball",
+  "Curriculum",
+  "DynamicPGD",
+  "Free",
+  "GainAscent",
+  "Interleaved",
   "L1",
   "L2",
   "LInfinity",
+  "MomentumPGD",
+  "NFGSM",
   "OneShot",
   "PGD",
+  "WRM",
+  "WarmStart",
+  "YOPO",
   "fgsm",
   "make_attacks",
 ]

@@ -96,6 +96,8 @@ class Free(Interleaved):
 
 def replayed(dataset: tf.data.Dataset, replays: int) -> tf.data.Dataset:
   """Each of a dataset's batches `replays` times in a row."""
+  if replays == 1:
+    return dataset
   return dataset.flat_map(
     lambda *batch: tf.data.Dataset.from_tensors(
       batch[0] if len(batch) == 1 else batch

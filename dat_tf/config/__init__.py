@@ -12,7 +12,10 @@ from dat_tf.config.settings import (
   check_against_saved,
   check_same,
   decay_epochs,
+  input_range,
+  load,
   parse,
+  profile_steps,
   save,
   to_text,
 )
@@ -22,7 +25,10 @@ __all__ = [
   "check_against_saved",
   "check_same",
   "decay_epochs",
+  "input_range",
+  "load",
   "parse",
+  "profile_steps",
   "save",
   "to_text",
 ]

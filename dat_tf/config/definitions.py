@@ -9,7 +9,18 @@ from typing import Any
 
 from absl import flags
 
-MODES = ("train", "evaluate", "train_and_evaluate", "pseudo_label", "export")
+from dat_tf.config.methods import ATTACKS, OBJECTIVES
+
+MODES = (
+  "train",
+  "evaluate",
+  "train_and_evaluate",
+  "pseudo_label",
+  "export",
+  "report",
+)
+
+EXPORT_FORMATS = ("keras", "serving", "tflite", "onnx")
 
 
 class _NumberParser(flags.ArgumentParser):
@@ -89,8 +100,31 @@ def define_flags(values: flags.FlagValues) -> None:
       lower_bound=0, upper_bound=2**31 - 1)
   run.integer(
       "evaluate_every", 0,
-      "Epochs between evaluations on the test data while training; 0: none.",
+      "Epochs between evaluations while training, on validation_data or, without them, "
+      "the test data; 0: none.",
       lower_bound=0)
+  run.integer(
+      "early_stopping", 0,
+      "Evaluations on validation_data without a better robust accuracy after which "
+      "training ends; the best weights are what is evaluated and exported. 0: none.",
+      lower_bound=0)
+  run.integer(
+      "accumulation", 1,
+      "Parts of a replica's batch that are trained on one after the other, to save "
+      "memory.", lower_bound=1)
+  run.switch("jit_compile", False, "Compile attack and gradient with XLA.")
+  run.choice(
+      "precision", "float32", ("float32", "mixed_bfloat16"),
+      "Of what layers compute; weights and losses are float32.")
+  run.texts(
+      "export_formats", [],
+      "Forms in which --mode=export writes the network beside export/, a Keras model: "
+      "keras (one file), serving (a SavedModel with a signature), tflite, onnx.")
+  run.text(
+      "initialize_from", None,
+      "What the weights are before the first step: the model_dir of another run, an "
+      "exported model, or imagenet (Keras' own, for networks of tf.keras.applications);"
+      " with another number of classes the last layer starts anew.")
   run.integer(
       "checkpoints_to_keep", 2, "Number of newest checkpoints kept.", lower_bound=1)
   run.integer(
@@ -104,6 +138,9 @@ def define_flags(values: flags.FlagValues) -> None:
       "train_data", None,
       "TFRecords to train on: a glob pattern, or several separated by commas.")
   data.text("test_data", None, "TFRecords to evaluate on, likewise.")
+  data.text(
+      "validation_data", None,
+      "TFRecords that neither train nor test, for evaluate_every and early_stopping.")
   data.integer("num_classes", 10, "Classes of the labels.", lower_bound=2)
   data.choice(
       "first_label", "auto", ("auto", "0", "1"),
@@ -149,13 +186,28 @@ def define_flags(values: flags.FlagValues) -> None:
   model = _Room("models", values)
   model.text(
       "model", "small_cnn",
-      "small_cnn, preact_resnet18, or a network of tf.keras.applications by name.")
+      "small_cnn, plain_cnn, preact_resnet18, wide_resnet28_10, wide_resnet34_10 (or "
+      "with _swish), imagenet_resnet18, imagenet_resnet50, denoising_resnet18, "
+      "denoising_resnet50, vit_small16, a network of tf.keras.applications by name, or "
+      "your own as package.module:function.")
+  model.choice(
+      "weight_average", "none", ("none", "exponential", "stochastic"),
+      "Average of the weights over training, which is what is evaluated and exported; "
+      "stochastic: the mean of those at the end of each epoch.")
+  model.number(
+      "average_decay", 0.995, "Of the exponential average, a step.", above=0, below=1)
+  model.number(
+      "average_from_epoch", 0.0, "Epochs that go before the first that counts.")
 
   attack = _Room("attacks", values)
   attack.choice(
-      "attack", "pgd", ("none", "fgsm", "pgd"),
-      "How training images are attacked; none trains on clean images.")
-  attack.choice("norm", "linf", ("linf", "l2"), "Norm that bounds the perturbation.")
+      "attack", "pgd", tuple(ATTACKS),
+      "How training images are attacked; none trains on clean images. nfgsm: one step "
+      "from strong noise; bim: pgd from the image itself; dynamic_pgd: until it has "
+      "converged well enough; warm_start_pgd: from where it ended an epoch before;"
+      " wrm: with a price on the distance; free, yopo: while the weights are trained.")
+  attack.choice(
+      "norm", "linf", ("linf", "l2", "l1"), "Norm that bounds the perturbation.")
   attack.number(
       "epsilon", 8 / 255,
       "Largest norm of the perturbation, for pixels in [0, 1]; at most 1 for linf.",
@@ -163,9 +215,30 @@ def define_flags(values: flags.FlagValues) -> None:
   attack.number(
       "step_size", None,
       "Length of an attack's step in training, in units of pixels in [0, 1]. Default: "
-      "2.5 epsilon / attack_steps for pgd, 1.25 epsilon for fgsm.", above=0)
+      "2.5 epsilon / attack_steps; 1.25 epsilon for fgsm, epsilon for free, a quarter"
+      " of it for yopo.", above=0)
   attack.integer(
-      "attack_steps", None, "Steps of pgd in training. Default: 10.", lower_bound=1)
+      "attack_steps", None,
+      "Steps of the attack in training; for free, how often it trains on each batch; "
+      "for yopo, passes through the whole network. Default: 10; 15 for wrm, 8 for free,"
+      " 5 for yopo.",
+      lower_bound=1)
+  attack.integer(
+      "inner_steps", 3, "Of yopo: steps through the first layer in each pass.",
+      lower_bound=1)
+  attack.number(
+      "convergence", 0.5,
+      "Of dynamic_pgd: criterion, in nats, at which an attack stops early, at first;"
+      " it falls to 0 over five sixths of training.")
+  attack.number(
+      "wasserstein_penalty", 0.385,
+      "gamma, of wrm: price of a squared distance, pixels in [0, 1].", above=0)
+  attack.number(
+      "steps_growing_epochs", 0.0,
+      "Epochs in which pgd's steps grow from 1 to attack_steps.")
+  attack.number(
+      "epsilon_growing_epochs", 0.0,
+      "Epochs in which epsilon, of pgd or of certified training, grows to its value.")
   attack.integer(
       "evaluation_attack_steps", 20, "Steps of pgd in evaluation.", lower_bound=1)
   attack.number(
@@ -176,10 +249,62 @@ def define_flags(values: flags.FlagValues) -> None:
       "attack_in_training_mode", False,
       "Attack with batch-norm in training mode instead of inference mode.")
 
+  evaluation = _Room("evaluation", values)
+  evaluation.texts(
+      "attacks", [],
+      "Attacks of evaluation instead of pgd, such as autoattack,pgd-50x10: apgd-ce, "
+      "apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-rand, deepfool, jsma, "
+      "fgsm, pgd-K, pgd-KxR, cw-pgd-K, bim-K, mi-fgsm-K; in l2 ddn, cw-l2, l-bfgs.")
+  evaluation.integer(
+      "evaluation_examples", 0, "First test images, which attacks are run on; 0: all.",
+      lower_bound=0)
+  evaluation.integer(
+      "probe_images", 200,
+      "First test images, on which it is probed whether attacks can be trusted; 0: "
+      "none.", lower_bound=0)
+  evaluation.text(
+      "model_path", None,
+      "A Keras model or SavedModel to evaluate instead of the run's own.")
+  evaluation.texts(
+      "input_range", ["0", "1"],
+      "Black and white as that model takes them, as in 0,255.")
+  evaluation.switch(
+      "probabilities", False, "That model gives probabilities instead of logits.")
+
   objective = _Room("objectives", values)
+  objective.choice(
+      "objective", "at", tuple(OBJECTIVES),
+      "What is minimised. at: clean and adversarial cross-entropy; trades; mart; alp, "
+      "clp: adversarial or clean logit pairing; input_gradient: its square; cure: "
+      "curvature; llr: local linearity; ig_norm: attributions; ibp, crown_ibp: bounds"
+      " that certify.")
   objective.number(
       "clean_weight", 1.0,
-      "lambda, weight of the clean loss beside the adversarial one.")
+      "lambda, weight of the clean loss beside the adversarial one, of at and alp.")
+  objective.number(
+      "penalty_weight", None,
+      "Weight of the term that gives the objective its name. Default: trades 6, mart 5,"
+      " alp and clp 0.5, cure and llr 4, input_gradient and ig_norm 1.")
+  objective.integer(
+      "attribution_points", 50,
+      "Of ig_norm: points between an image and its adversarial one, each a pass through"
+      " the network.", lower_bound=1)
+  objective.number(
+      "gradient_alignment", 0.0,
+      "Weight of GradAlign, which keeps one-step attacks from catastrophic overfitting;"
+      " 0.2 is its authors' for epsilon 8/255 on CIFAR-10.")
+  objective.number(
+      "weight_perturbation", 0.0,
+      "gamma of AWP: weights are attacked too, up to this part of their norm; 0: not.")
+  objective.number(
+      "label_smoothing", 0.0,
+      "Part of a label that is spread evenly over all classes.", below=1)
+  objective.choice(
+      "mixing", "none", ("none", "mixup", "cutmix"),
+      "Whether an image is mixed with another one, and their labels likewise.")
+  objective.number(
+      "mixing_alpha", 1.0, "Of the beta distribution that parts are drawn from.",
+      above=0)
   objective.choice(
       "unlabeled_loss", "pseudo_label", ("pseudo_label", "consistency", "both"),
       "Of unlabelled images. pseudo_label: as of labelled ones; consistency: divergence"
@@ -213,6 +338,14 @@ def define_flags(values: flags.FlagValues) -> None:
   optimizer.choice(
       "learning_rate_scaling", "linear", ("linear", "sqrt"),
       "How the rate grows from reference_batch_size to global_batch_size.")
+  optimizer.number(
+      "layer_decay", 1.0,
+      "Each layer's learning rate is this times that of the layer above it; 0: only"
+      " the last layer is trained.", upper=1)
+  optimizer.number(
+      "clip_norm", None,
+      "Longest gradient of a replica, before it is averaged with others. Default: any.",
+      above=0)
   optimizer.number("warmup_epochs", 0.0, "Epochs of linear warm-up.")
   optimizer.choice(
       "decay", "cosine", ("constant", "step", "cosine"),
@@ -262,5 +395,15 @@ def define_flags(values: flags.FlagValues) -> None:
       lower_bound=0)
   communication.number(
       "collective_timeout", 600.0,
-      "Seconds after which a collective that hangs ends the run.", above=0)
+      "Seconds after which a step that waits for other workers ends the run.", above=0)
+
+  reporting = _Room("reporting", values)
+  reporting.texts(
+      "runs", [],
+      "model_dirs of other runs that the report shows beside this one; --mode=report "
+      "takes one without a run too.")
+  reporting.texts(
+      "profile_steps", [],
+      "FIRST,LAST: steps of this start, from 1 on, that the chief records for "
+      "TensorBoard's profiler.")
 # fmt: on

@@ -7,21 +7,23 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 from absl import flags
 
 from dat_tf import files
-from dat_tf.config.definitions import define_flags
+from dat_tf.config import methods
+from dat_tf.config.definitions import EXPORT_FORMATS, define_flags
 from dat_tf.errors import UserError, one_line
 
 # What a later run in the same model_dir may change. The number of workers is no flag:
 # it may change too, since batches are stated for all workers together.
 # fmt: off
 MAY_CHANGE = frozenset({
-    "mode", "model_dir", "epochs", "evaluate_every",
+    "mode", "model_dir", "epochs", "evaluate_every", "early_stopping",
     "test_data", "evaluation_attack_steps", "evaluation_step_size",
-    "log_every", "pictures", "checkpoints_to_keep",
+    "attacks", "evaluation_examples", "probe_images",
+    "export_formats", "log_every", "pictures", "checkpoints_to_keep", "runs", "profile_steps",
     "communication", "bytes_per_pack", "collective_timeout",
     "skip_bad_records", "data_service",
     "pseudo_label_dir", "pseudo_labels", "confidence_threshold",
@@ -65,11 +67,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
 
 def _resolve(config: Any) -> None:
   """Fills in the defaults that depend on other flags."""
-  if config.attack_steps is None:
-    config.attack_steps = 1 if config.attack == "fgsm" else 10
-  if config.step_size is None:
-    factor = 1.25 if config.attack == "fgsm" else 2.5 / config.attack_steps
-    config.step_size = factor * config.epsilon
+  methods.resolve(config)
   if config.evaluation_step_size is None:
     config.evaluation_step_size = 2.5 * config.epsilon / config.evaluation_attack_steps
   if config.reference_batch_size is None:
@@ -87,7 +85,11 @@ def _check(config: Any) -> None:
       f"--train_data is required by --mode={config.mode}: TFRecords to train on.",
     ),
     (
-      (evaluating or (training and config.evaluate_every)) and config.test_data is None,
+      config.test_data is None
+      and (
+        evaluating
+        or (training and config.evaluate_every and not config.validation_data)
+      ),
       "--test_data is required: TFRecords to evaluate on.",
     ),
     (
@@ -95,6 +97,14 @@ def _check(config: Any) -> None:
       and not (config.unlabeled_data and config.pseudo_label_dir),
       "--mode=pseudo_label needs --unlabeled_data, TFRecords to label, and "
       "--pseudo_label_dir, where the labelled ones go.",
+    ),
+    (
+      config.model_path and (config.mode != "evaluate" or not config.attacks),
+      "--model_path goes with --mode=evaluate and --attacks, such as autoattack.",
+    ),
+    (
+      (input_range(config) != (0, 1) or config.probabilities) and not config.model_path,
+      "--probabilities and --input_range are of the model of --model_path: name it.",
     ),
     (
       config.augmentation == "random_resized_crop" and config.image_size is None,
@@ -110,13 +120,29 @@ def _check(config: Any) -> None:
       f"--epsilon={config.epsilon:g}: pixels lie in [0, 1], so that --norm=linf takes "
       "at most 1 (8 of 255 is written 8/255).",
     ),
+    *methods.contradictions(config),
     (
-      config.attack == "none" and config.attack_in_training_mode,
-      "--attack_in_training_mode contradicts --attack=none.",
+      config.early_stopping and not (config.evaluate_every and config.validation_data),
+      "--early_stopping needs --evaluate_every and --validation_data: weights chosen by"
+      " the test data would look better there than they are.",
     ),
     (
-      config.attack == "fgsm" and config.attack_steps not in (None, 1),
-      "--attack_steps contradicts --attack=fgsm, which takes one step.",
+      not set(config.export_formats) <= set(EXPORT_FORMATS),
+      f"--export_formats={','.join(config.export_formats)}: choose of "
+      f"{', '.join(EXPORT_FORMATS)}.",
+    ),
+    (
+      config.export_formats and config.mode != "export",
+      "--export_formats goes with --mode=export.",
+    ),
+    (
+      config.weight_average == "none" and config.average_from_epoch,
+      "--average_from_epoch goes with --weight_average=exponential or stochastic.",
+    ),
+    (
+      config.weight_average != "none" and config.average_from_epoch >= config.epochs,
+      f"--average_from_epoch={config.average_from_epoch:g} leaves none of the "
+      f"{config.epochs} epochs to average over: choose a smaller one.",
     ),
     (
       config.warmup_epochs > config.epochs,
@@ -160,6 +186,7 @@ def _check(config: Any) -> None:
   epochs = decay_epochs(config)
   if not all(a < b < math.inf for a, b in zip([0.0, *epochs], epochs)):
     raise UserError("--decay_epochs must rise from above 0, as in 75,90,95.")
+  profile_steps(config)
 
 
 def decay_epochs(config: Any) -> list[float]:
@@ -170,17 +197,39 @@ def decay_epochs(config: Any) -> list[float]:
     raise UserError("--decay_epochs takes numbers, as in 75,90,95.") from None
 
 
+def profile_steps(config: Any) -> Optional[tuple[int, int]]:
+  """The first and last step of --profile_steps; None without it."""
+  if not config.profile_steps:
+    return None
+  try:
+    first, last = map(int, config.profile_steps)
+    if 1 <= first <= last:
+      return first, last
+  except ValueError:
+    pass
+  raise UserError("--profile_steps takes the first step and the last, as in 10,20.")
+
+
+def input_range(config: Any) -> tuple[float, float]:
+  """The numbers of --input_range."""
+  try:
+    low, high = map(float, config.input_range)
+    if -math.inf < low < high < math.inf:
+      return low, high
+  except ValueError:
+    pass
+  raise UserError("--input_range takes black and white, as in 0,255 or -1,1.")
+
+
 def check_against_saved(config: Any) -> None:
   """Compares the settings with those of the run that wrote model_dir, if one did.
 
   Raises:
     UserError: they differ in a flag outside `MAY_CHANGE`, or those kept are damaged.
   """
-  path = _path(config.model_dir)
-  text = files.read_text(path)
-  if text is None:
+  saved = load(config.model_dir)
+  if saved is None:
     return
-  saved = _loaded(path, text)
   free = set(MAY_CHANGE)
   if config.data_is_local:  # another pattern on each worker
     free |= _OWN_DATA
@@ -239,7 +288,16 @@ def save(config: Any) -> None:
     ) from None
 
 
-def _loaded(path: str, text: str) -> flags.FlagValues:
+def load(model_dir: str) -> Optional[flags.FlagValues]:
+  """The settings of the run that wrote model_dir; None if there are none.
+
+  Raises:
+    UserError: they are damaged.
+  """
+  path = _path(model_dir)
+  text = files.read_text(path)
+  if text is None:
+    return None
   values = flags.FlagValues()
   define_flags(values)
   lines = [line for line in text.splitlines() if line and not line.startswith("#")]

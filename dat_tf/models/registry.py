@@ -12,7 +12,7 @@ from typing import Callable
 
 import tensorflow as tf
 
-from dat_tf.errors import UserError
+from dat_tf.errors import UserError, one_line
 from dat_tf.models.plain_cnn import plain_cnn
 from dat_tf.models.preact_resnet import preact_resnet18
 from dat_tf.models.resnet import resnet
@@ -44,7 +44,10 @@ _APPLICATIONS = {
 
 
 def make_model(
-  name: str, image_shape: Sequence[int], num_classes: int
+  name: str,
+  image_shape: Sequence[int],
+  num_classes: int,
+  precision: str = "float32",
 ) -> tf.keras.Model:
   """A new, randomly initialised classifier.
 
@@ -54,15 +57,31 @@ def make_model(
       image_shape and num_classes.
     image_shape: (height, width, channels).
     num_classes: number of logits.
+    precision: `float32`, or `mixed_bfloat16`: layers compute in bfloat16, which has
+      float32's range, so that no loss need be scaled, and eight bits of significance,
+      to which pixels are rounded. Weights and logits are float32.
 
   Returns:
-    Keras model: float32 [B, *image_shape] in [0, 1] -> logits [B, num_classes]. It
-    consists of Keras' own layers only (a user's is what it is), so that an export opens
-    without this package.
+    Keras model: float32 [B, *image_shape] in [0, 1] -> float32 logits [B, num_classes].
+    It consists of Keras' own layers only (a user's is what it is), so that an export
+    opens without this package.
 
   Raises:
     UserError: no such name, or the network does not take such images.
   """
+  before = tf.keras.mixed_precision.global_policy()
+  tf.keras.mixed_precision.set_global_policy(precision)
+  try:
+    model = _make(name, image_shape, num_classes)
+  finally:
+    tf.keras.mixed_precision.set_global_policy(before)
+  if model.output.dtype == tf.float32:
+    return model
+  cast = tf.keras.layers.Activation("linear", dtype="float32", name="float32_logits")
+  return tf.keras.Model(model.inputs, cast(model.output), name=model.name)
+
+
+def _make(name: str, image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
   if ":" in name:
     return _users_own(name, image_shape, num_classes)
   if name in _OWN:
@@ -98,6 +117,41 @@ def _application(
     return tf.keras.Model(inputs, network(preprocess(x)), name=name.lower())
   except ValueError as error:
     raise _unsuitable(name, image_shape, error) from error
+
+
+def make_pretrained(name: str, image_shape: Sequence[int]) -> tf.keras.Model:
+  """A network of tf.keras.applications with the weights that Keras has for ImageNet.
+
+  Args:
+    name: of a function of `tf.keras.applications`.
+    image_shape: (height, width, channels).
+
+  Returns:
+    Keras model without the last layer: normalised images -> features.
+
+  Raises:
+    UserError: Keras has no such weights, or they cannot be downloaded.
+  """
+  if name not in _APPLICATIONS:
+    raise UserError(
+      f"--initialize_from=imagenet: Keras has no weights for --model={name}; choose a "
+      "network of tf.keras.applications, such as ResNet50, or give a directory."
+    )
+  if name.startswith("EfficientNetB"):
+    # Keras scales its images by other numbers if it loads weights: see
+    # github.com/tensorflow/tensorflow/issues/49930.
+    raise UserError(
+      f"--initialize_from=imagenet: with these weights {name} is another network than "
+      "without them; choose EfficientNetV2B0 or a larger one of its kind."
+    )
+  try:
+    return _APPLICATIONS[name](
+      weights="imagenet", include_top=False, input_shape=tuple(image_shape)
+    )
+  except ValueError as error:
+    raise _unsuitable(name, image_shape, error) from error
+  except Exception as error:  # Keras raises a bare one if it cannot download
+    raise UserError(f"--initialize_from=imagenet: {one_line(error)}") from error
 
 
 def _users_own(

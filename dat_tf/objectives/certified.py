@@ -69,6 +69,9 @@ class CertifiedTraining(Objective):
       losses, logits, shown_logits(classifier, batch, adversarial, logits)
     )
 
+  def certified(self, classifier: tf.keras.Model, batch: Batch) -> tf.Tensor:
+    return is_certified(classifier, batch.images, batch.labels, self.epsilon)
+
 
 def is_certified(
   classifier: tf.keras.Model,

@@ -112,6 +112,14 @@ class Objective:
     """
     raise NotImplementedError
 
+  def certified(self, classifier: tf.keras.Model, batch: Batch) -> Optional[tf.Tensor]:
+    """Which images no attack can bring to another class, bool [B].
+
+    None where training gives no such certificates.
+    """
+    del classifier, batch
+    return None
+
 
 def both_logits(
   classifier: Classifier, batch: Batch, adversarial: tf.Tensor

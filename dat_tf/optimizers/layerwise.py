@@ -35,6 +35,7 @@ al. 2017, "Large Batch Training of Convolutional Networks" (LARS).
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any, Literal, NoReturn, Union
 
@@ -93,6 +94,24 @@ def _add_decay(
   return update + weight_decay * variable if _is_kernel(variable) else update
 
 
+class _LayerRates(tf.keras.optimizers.legacy.Optimizer):
+  """Mixin: a learning rate of its own for each layer.
+
+  Attributes:
+    rate_factors: by name of a variable, such as "conv2d/kernel:0", the factor on its
+      learning rate; 1 for all others.
+  """
+
+  def __init__(self, *args: Any, **kwargs: Any):
+    super().__init__(*args, **kwargs)
+    self.rate_factors: dict[str, float] = {}
+
+  def _rated(self, update: tf.Tensor, var: tf.Variable) -> tf.Tensor:
+    # A copy on a further replica of this worker has a name of its own.
+    name = re.sub(r"/replica_\d+(?=:)", "", var.name)
+    return self.rate_factors.get(name, 1.0) * update
+
+
 def _refuse_sparse(
   self: tf.keras.optimizers.legacy.Optimizer, *args: Any, **kwargs: Any
 ) -> NoReturn:
@@ -103,7 +122,7 @@ def _refuse_sparse(
   )
 
 
-class _LayerAdaptation(tf.keras.optimizers.legacy.Optimizer):
+class _LayerAdaptation(_LayerRates):
   """Mixin: scales the updates of kernels and keeps their trust ratios in slots."""
 
   _resource_apply_sparse_duplicate_indices = _refuse_sparse
@@ -142,10 +161,10 @@ class _LayerAdaptation(tf.keras.optimizers.legacy.Optimizer):
 
   def _adapt(self, update: tf.Tensor, var: tf.Variable) -> tf.Tensor:
     if not _is_kernel(var):
-      return update
+      return self._rated(update, var)
     ratio = trust_ratio(var, update, self.norm_bounds, self.trust_coefficient)
     self.get_slot(var, "trust_ratio").assign(ratio)
-    return ratio * update
+    return self._rated(ratio * update, var)
 
   def get_config(self) -> dict[str, Any]:
     return {**super().get_config(), "norm_bounds": self.norm_bounds}
@@ -226,7 +245,7 @@ class LAMB(_LayerAdaptation, tfa.optimizers.LAMB):
 
 
 @tf.keras.utils.register_keras_serializable("dat_tf")
-class SGD(tf.keras.optimizers.legacy.SGD):
+class SGD(_LayerRates, tf.keras.optimizers.legacy.SGD):
   """Momentum SGD with L2 weight decay of kernels.
 
       u  = g + λ θ        (λ = 0 for tensors of rank 0 and 1)
@@ -261,7 +280,7 @@ class SGD(tf.keras.optimizers.legacy.SGD):
   def _resource_apply_dense(
     self, grad: tf.Tensor, var: tf.Variable, apply_state: dict | None = None
   ) -> tf.Operation:
-    update = _add_decay(grad, var, self.weight_decay)
+    update = self._rated(_add_decay(grad, var, self.weight_decay), var)
     return super()._resource_apply_dense(update, var, apply_state)
 
   def get_config(self) -> dict[str, Any]:

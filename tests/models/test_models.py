@@ -176,6 +176,41 @@ class ApplicationsTest(tf.test.TestCase, parameterized.TestCase):
       self.assertEqual(preprocess(np.zeros((1, 2, 2, 3))).shape, (1, 2, 2, 3), name)
 
 
+class PrecisionTest(tf.test.TestCase):
+  def tearDown(self):
+    tf.keras.mixed_precision.set_global_policy("float32")
+    super().tearDown()
+
+  def test_layers_compute_in_16_bits_between_weights_and_logits_of_32(self):
+    model = make_model("small_cnn", (8, 8, 1), 10, precision="mixed_bfloat16")
+    for layer in model.layers:
+      if layer.weights:
+        self.assertEqual(layer.compute_dtype, "bfloat16", layer.name)
+        self.assertEqual(layer.dtype, "float32", layer.name)
+    images = random_images(4, 8, 8, 1)
+    logits = model(images)
+    self.assertEqual(logits.dtype, tf.float32)
+    self.assertEqual(model.output_shape, (None, 10))
+    exact = make_model("small_cnn", (8, 8, 1), 10)
+    self.assertEqual(exact.layers[1].compute_dtype, "float32")
+    exact.set_weights(model.get_weights())
+    expected = exact(images)
+    scale = np.abs(expected).max()
+    self.assertAllClose(logits, expected, rtol=0, atol=0.05 * scale)
+    # No more than eight bits of a logit are its own.
+    self.assertAllEqual(logits, tf.cast(tf.cast(logits, tf.bfloat16), tf.float32))
+    self.assertNotAllEqual(logits, expected)
+
+  def test_the_global_policy_is_what_it_was_also_after_a_mistake(self):
+    for before in ("float32", "mixed_float16"):
+      tf.keras.mixed_precision.set_global_policy(before)
+      make_model("plain_cnn", (4, 4, 1), 3, precision="mixed_bfloat16")
+      self.assertEqual(tf.keras.mixed_precision.global_policy().name, before)
+      with self.assertRaises(UserError):
+        make_model("smal_cnn", (4, 4, 1), 3, precision="mixed_bfloat16")
+      self.assertEqual(tf.keras.mixed_precision.global_policy().name, before)
+
+
 class MistakesTest(tf.test.TestCase, parameterized.TestCase):
   def assert_refused(self, name, shape, *words):
     with self.assertRaises(UserError) as caught:

@@ -1,19 +1,22 @@
 """Every method of training on two real workers, with quantized gradients.
 
 In one pair of processes each maximiser is trained with the cross-entropy, and each
-objective with PGD, for two steps, twice with one seed.
+objective with PGD, for two steps, twice with one seed; in another one, once, every pair
+that flags can name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from dat_tf import cluster as cluster_lib
-from dat_tf import objectives
+from dat_tf import config as config_lib
+from dat_tf import objectives, parts
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm
 from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
@@ -25,6 +28,8 @@ from dat_tf.attacks.maximizers import (
   MomentumPGD,
 )
 from dat_tf.communication import BucketQuantizer, QuantizedAllReduce
+from dat_tf.config import methods
+from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
 from dat_tf.models.averaging import WeightAverage
 from dat_tf.objectives.mixing import CutMix, Mixup
@@ -189,6 +194,89 @@ def _conform(chosen=None):
     for name, (attack, kwargs) in methods.items()
     if chosen is None or name in chosen
   }
+
+
+class _Seen(objectives.Objective):
+  """An objective that notes the largest change of a pixel value; inf if not finite."""
+
+  def __init__(self, objective):
+    self._objective = objective
+    self.attack_targets = objective.attack_targets
+    self.attack_loss = objective.attack_loss
+    self.largest = tf.Variable(
+      0.0,
+      trainable=False,
+      synchronization=tf.VariableSynchronization.ON_READ,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+  def __call__(self, classifier, batch, adversarial):
+    change = tf.abs(adversarial - batch.images)
+    is_finite = tf.reduce_all(tf.math.is_finite(change))
+    change = tf.where(is_finite, tf.reduce_max(change), np.inf)
+    self.largest.assign(tf.maximum(self.largest, change))
+    return self._objective(classifier, batch, adversarial)
+
+
+def _config(attack, objective):
+  """The settings of this pair; None if it is refused."""
+  given = {"model_dir": "m", "train_data": "a", "test_data": "b", "epochs": 2}
+  given |= {"attack": attack, "objective": objective, "epsilon": BALL.epsilon}
+  given["attribution_points"] = 3
+  if attack not in ("fgsm", "nfgsm"):
+    given |= {"attack_steps": 2, "inner_steps": 2}
+  try:
+    return config_lib.parse(["", *(f"--{n}={v}" for n, v in given.items())])
+  except UserError:
+    return None
+
+
+def _conform_by_flags(chosen=None):
+  """{pair of names: its run}, of all pairs that flags may name."""
+  cluster = cluster_lib.Cluster.from_environment()
+  options = cluster_lib.communication_options("ring", 0, 0)
+  strategy = cluster_lib.make_strategy(cluster, options)
+  results = {}
+  for attack, objective in itertools.product(methods.ATTACKS, methods.OBJECTIVES):
+    config = _config(attack, objective)
+    if config is None or (chosen and (attack, objective) not in chosen):
+      continue
+    with strategy.scope():
+      seen = _Seen(parts.make_objective(config, 2))
+    run = _Run(
+      cluster.index,
+      strategy,
+      lambda classifier, config=config: parts.make_attack(
+        config, classifier, (SIZE, *SHAPE), 2
+      ),
+      objective=seen,
+    )
+    result = run.train()
+    (largest,) = strategy.experimental_local_results(seen.largest)
+    results[attack, objective] = {**result, "largest": float(largest)}
+  return results
+
+
+@pytest.mark.long
+class FlagsConformanceTest(tf.test.TestCase):
+  def test_every_pair_of_names_on_two_workers(self):
+    chief, other = run_workers(_conform_by_flags, 2)
+    self.assertGreater(len(chief), 40)
+    self.assertEqual(chief.keys(), other.keys())
+    # All others stay in the ball: noise of 2 epsilon goes before that step, and WRM has
+    # a price on the distance instead.
+    farthest = {"nfgsm": 3 * BALL.epsilon, "wrm": 1.0, "none": 0.0}
+    for pair, first in chief.items():
+      with self.subTest(pair):
+        for result in (first, other[pair]):
+          self.assertTrue(np.isfinite(result["loss"]))
+          reach = farthest.get(pair[0], BALL.epsilon)
+          self.assertLessEqual(result["largest"], 1.0001 * reach)
+          self.assertEqual(result["largest"] > 0, pair[0] != "none")
+        self.assertFalse(np.array_equal(first["before"][0], first["weights"][0]))
+        for key in ("weights", "statistics"):
+          for a, b in zip(first[key], other[pair][key]):
+            self.assertAllEqual(a, b)
 
 
 @pytest.mark.long

@@ -29,10 +29,12 @@ WEIGHT_DECAY = 0.125
 CLAMP = (0.5, 2.0)
 
 
-def make(name, weight_decay=WEIGHT_DECAY, norm_bounds=CLAMP):
+def make(
+  name, weight_decay=WEIGHT_DECAY, norm_bounds=CLAMP, learning_rate=LEARNING_RATE
+):
   return optimizers.make_optimizer(
     name,
-    LEARNING_RATE,
+    learning_rate,
     weight_decay=weight_decay,
     momentum=MOMENTUM,
     beta_1=BETA_1,
@@ -220,6 +222,36 @@ class UpdateTest(tf.test.TestCase, parameterized.TestCase):
     for gradients in gradients_of_steps(3):
       step({layer: tf.constant(g) for layer, g in gradients.items()})
     self.check(optimizer, variables, reference(name, 3))
+
+  @parameterized.parameters(*NAMES)
+  def test_a_layers_rate_is_that_of_an_optimizer_of_its_own(self, name):
+    factors = {"within": 0.5, "kernel": 0.25, "above_c_u": 0.0, "scalar": 0.0}
+    optimizer, variables = make(name), make_variables()
+    optimizer.rate_factors = {f"{layer}:0": f for layer, f in factors.items()}
+    alone = {}
+    for layer, variable in make_variables().items():
+      rate = LEARNING_RATE * factors.get(layer, 1.0)
+      alone[layer] = make(name, learning_rate=rate), variable
+    for gradients in gradients_of_steps(3):
+      apply(optimizer, variables, gradients)
+      for layer, (own, variable) in alone.items():
+        apply(own, {layer: variable}, gradients)
+    initial = initial_weights()
+    for layer, variable in variables.items():
+      expected = alone[layer][1]
+      self.assertAllClose(variable, expected, rtol=1e-9, atol=1e-12, msg=layer)
+      if factors.get(layer) == 0:
+        self.assertAllEqual(variable, initial[layer])
+
+  @parameterized.parameters(*NAMES)
+  def test_a_layers_rate_holds_for_its_copies_on_further_replicas(self, name):
+    # As tf.distribute names them.
+    variable = tf.Variable(initial_weights()["within"], name="within/replica_1")
+    before = variable.numpy()
+    optimizer = make(name)
+    optimizer.rate_factors = {"within:0": 0.0}
+    apply(optimizer, {"within": variable}, next(gradients_of_steps(1)))
+    self.assertAllEqual(variable, before)
 
   def test_lamb_without_clamp_equals_tensorflow_addons(self):
     import tensorflow_addons as tfa

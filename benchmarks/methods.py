@@ -1,0 +1,115 @@
+"""Every method of robust training on the same network, images and number of steps.
+
+    python benchmarks/methods.py --json=docs/results/methods.json
+
+Each of flags/methods/*.flags is trained on one worker, on the first 15,000 images of
+Fashion-MNIST, and evaluated: clean and PGD-50 accuracy on 2,500 test images, AutoAttack
+on the first of them. What is done stays under --work_dir and is not run again: the
+benchmark can be interrupted.
+
+JSON keys, METHOD a flagfile's name:
+  METHOD_standard_accuracy, METHOD_pgd_50, METHOD_autoattack    0 to 1
+  METHOD_certified_accuracy     0 to 1, of certified training
+  METHOD_seconds_per_epoch      of 118 steps of 128 images, once the step is compiled
+  METHOD_epsilon, METHOD_norm   of the attacks in evaluation
+  autoattack_examples           how many images AutoAttack had
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any, Optional
+
+import common
+from absl import flags
+
+from dat_tf import config as config_lib
+from dat_tf.startup import run_script
+
+_DATA = flags.DEFINE_string(
+  "data", "data/fashion_mnist", "Directory of train-* and test-* TFRecords."
+)
+_WORK_DIR = flags.DEFINE_string(
+  "work_dir", "runs/methods", "Directory of the runs; what is done stays."
+)
+_EXAMPLES = flags.DEFINE_integer(
+  "autoattack_examples", 500, "Test images for AutoAttack.", lower_bound=1
+)
+_ONLY = flags.DEFINE_list("only", [], "Methods to run; all unless given.")
+
+STEPS, BATCH = 118, 128
+
+
+def run(name: str) -> dict[str, Any]:
+  """A method's row, computed unless it was."""
+  directory = os.path.abspath(os.path.join(_WORK_DIR.value, name))
+  path = os.path.join(directory, f"row_{_EXAMPLES.value}.json")
+  if not os.path.exists(path):
+    print(f"\n{name}", flush=True)
+    data = os.path.abspath(_DATA.value)
+    settings = [
+      f"--flagfile=flags/methods/{name}.flags",
+      f"--model_dir={directory}",
+      f"--train_data={data}/train-00000-of-00004",
+      f"--test_data={data}/test-00000-of-00004",
+      "--pictures=0",
+    ]
+    common.python("run_dat.py", *settings)
+    results = _results(directory)
+    common.python(
+      *["run_dat.py", *settings, "--mode=evaluate", "--attacks=autoattack"],
+      f"--evaluation_examples={_EXAMPLES.value}",
+    )
+    config = config_lib.load(directory)
+    assert config is not None
+    row = {
+      "norm": config.norm,
+      "epsilon": config.epsilon,
+      "standard_accuracy": results["standard_accuracy"],
+      "pgd_50": results["robust_accuracy"]["pgd-50"],
+      "autoattack": _results(directory)["robust_accuracy"]["autoattack"],
+      "certified_accuracy": results.get("certified_accuracy"),
+      "seconds_per_epoch": STEPS * BATCH / results["examples_per_second"],
+    }
+    with open(path, "w", encoding="utf-8") as file:
+      json.dump(row, file)
+  with open(path, encoding="utf-8") as file:
+    return json.load(file)
+
+
+def _results(directory: str) -> dict[str, Any]:
+  with open(os.path.join(directory, "results.json"), encoding="utf-8") as file:
+    return json.load(file)
+
+
+def _percent(value: Optional[float]) -> str:
+  return "" if value is None else f"{value:.1%}"
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  flagfiles = pathlib.Path(common.ROOT, "flags", "methods").glob("*.flags")
+  names = _ONLY.value or sorted({path.stem for path in flagfiles} - {"common"})
+  figures: dict[str, Any] = {"autoattack_examples": _EXAMPLES.value}
+  rows = []
+  for name in names:
+    row = run(name)
+    figures |= {f"{name}_{key}": value for key, value in row.items()}
+    rows.append(
+      {
+        "method": name,
+        "ball": f"{row['norm']} {row['epsilon']:g}",
+        "clean": _percent(row["standard_accuracy"]),
+        "PGD-50": _percent(row["pgd_50"]),
+        "AutoAttack": _percent(row["autoattack"]),
+        "certified": _percent(row["certified_accuracy"]),
+        "s/epoch": f"{row['seconds_per_epoch']:.1f}",
+      }
+    )
+  common.report(rows, figures)
+
+
+if __name__ == "__main__":
+  run_script(main)

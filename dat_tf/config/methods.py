@@ -1,0 +1,187 @@
+"""Names of training's attacks and objectives, their defaults, and what goes together.
+
+What each name stands for is made in `dat_tf.parts`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Steps unless --attack_steps says otherwise.
+ATTACKS = {
+  "none": 1,  # plays no part
+  "fgsm": 1,
+  "nfgsm": 1,
+  "bim": 10,
+  "pgd": 10,
+  "momentum_pgd": 10,
+  "dynamic_pgd": 10,
+  "warm_start_pgd": 10,
+  "wrm": 15,
+  "free": 8,
+  "yopo": 5,
+}
+# The weight of the term that gives an objective its name, as its authors have it; None
+# has no such term.
+OBJECTIVES = {
+  "at": None,
+  "trades": 6.0,
+  "mart": 5.0,
+  "alp": 0.5,
+  "clp": 0.5,
+  "input_gradient": 1.0,
+  "cure": 4.0,
+  "llr": 4.0,
+  "ig_norm": 1.0,
+  "ibp": None,
+  "crown_ibp": None,
+}
+# Objectives in which no adversarial images take part, and those that look for other
+# ones than where the loss is largest.
+UNATTACKED = ("clp", "input_gradient", "cure", "ibp", "crown_ibp")
+OWN_ASCENT = ("llr", "ig_norm")
+CERTIFIED = ("ibp", "crown_ibp")
+
+_INTERLEAVED = ("free", "yopo")
+_GROWING = ("bim", "pgd")
+# These start at the image itself, where a divergence from its prediction has no slope.
+_FROM_THE_IMAGE = ("bim", "wrm", "free")
+
+
+def resolve(config: Any) -> None:
+  """Fills in the defaults of attack and objective."""
+  if config.attack_steps is None:
+    config.attack_steps = ATTACKS[config.attack]
+  if config.step_size is None and config.attack != "wrm":
+    config.step_size = config.epsilon * {
+      "fgsm": 1.25,
+      "nfgsm": 1.0,
+      "free": 1.0,
+      "yopo": 0.25,
+    }.get(config.attack, 2.5 / config.attack_steps)
+  if config.penalty_weight is None:
+    config.penalty_weight = OBJECTIVES[config.objective]
+
+
+def contradictions(config: Any) -> list[tuple[Any, str]]:
+  """Pairs of whether something is wrong, and what to say of it."""
+  attack, objective = config.attack, config.objective
+  named, chosen = f"--attack={attack}", f"--objective={objective}"
+  growing = config.steps_growing_epochs or config.epsilon_growing_epochs
+  certified = objective in CERTIFIED
+  return [
+    (
+      attack == "none" and config.attack_in_training_mode,
+      "--attack_in_training_mode contradicts --attack=none.",
+    ),
+    (
+      attack in ("fgsm", "nfgsm") and config.attack_steps not in (None, 1),
+      f"--attack_steps contradicts {named}, which takes one step.",
+    ),
+    (
+      attack == "nfgsm" and config.step_size not in (None, config.epsilon),
+      "--step_size contradicts --attack=nfgsm, whose step is epsilon: choose fgsm, or "
+      "drop it.",
+    ),
+    (
+      attack == "nfgsm" and config.norm != "linf",
+      f"--attack=nfgsm is for --norm=linf: with --norm={config.norm} choose fgsm.",
+    ),
+    (
+      attack == "wrm" and config.step_size is not None,
+      "--step_size contradicts --attack=wrm, whose steps follow from "
+      "--wasserstein_penalty: drop it.",
+    ),
+    (
+      objective in UNATTACKED and attack != "none",
+      f"{chosen} trains on no adversarial images: add --attack=none.",
+    ),
+    (
+      objective in OWN_ASCENT and attack != "pgd",
+      f"{chosen} has an ascent of its own, with the steps of pgd: {named} cannot take "
+      "its place; choose --attack=pgd.",
+    ),
+    (
+      objective not in ("at", *UNATTACKED) and attack == "none",
+      f"{chosen} needs adversarial images: choose an attack such as --attack=pgd, or "
+      "--objective=at, which trains on clean ones too.",
+    ),
+    (
+      objective == "trades" and attack in _FROM_THE_IMAGE,
+      f"--objective=trades needs an attack that starts at random, for its divergence "
+      f"has no slope at the image itself, where {named} starts: choose pgd.",
+    ),
+    (
+      OBJECTIVES[objective] is None and config.penalty_weight is not None,
+      f"--penalty_weight contradicts {chosen}, which has no such term: drop it.",
+    ),
+    (
+      objective not in ("at", "alp") and config.clean_weight != 1,
+      f"--clean_weight goes with --objective=at and alp, not with {chosen}: drop it.",
+    ),
+    (
+      config.gradient_alignment and objective in UNATTACKED,
+      f"--gradient_alignment is there for attacks in one step, and {chosen} has none: "
+      "drop it, or choose --objective=at.",
+    ),
+    (
+      certified and config.norm != "linf",
+      f"{chosen} bounds the maximum norm: choose --norm=linf, or --objective=at.",
+    ),
+    (
+      certified and config.precision != "float32",
+      f"{chosen} needs --precision=float32: its bounds hold up to rounding.",
+    ),
+    (
+      certified and config.weight_perturbation,
+      f"--weight_perturbation climbs an attacked loss, and {chosen} has none: drop it.",
+    ),
+    (
+      config.weight_perturbation and config.jit_compile,
+      "--jit_compile cannot compile --weight_perturbation, which moves each replica's "
+      "weights: drop one of them.",
+    ),
+    (
+      growing and attack not in _GROWING and not certified,
+      f"--steps_growing_epochs and --epsilon_growing_epochs go with --attack=pgd or "
+      f"bim and with certified training, not with {named}.",
+    ),
+    (
+      growing and objective in OWN_ASCENT,
+      f"--steps_growing_epochs and --epsilon_growing_epochs do not go with {chosen}: "
+      "drop them.",
+    ),
+    (
+      certified and config.steps_growing_epochs,
+      f"--steps_growing_epochs contradicts {chosen}: --epsilon_growing_epochs is what "
+      "grows.",
+    ),
+    (
+      attack in _INTERLEAVED and config.accumulation > 1,
+      f"{named} trains while it attacks, and cannot do so in parts: drop "
+      "--accumulation, or choose pgd.",
+    ),
+    (
+      attack in _INTERLEAVED and config.attack_in_training_mode,
+      f"--attack_in_training_mode contradicts {named}, whose passes train: drop it.",
+    ),
+    (
+      attack == "warm_start_pgd"
+      and (config.augmentation != "none" or config.mixing != "none"),
+      "--attack=warm_start_pgd starts where an image's last attack ended, which fits no"
+      " image that is changed anew in each epoch: drop --augmentation and --mixing, or"
+      " choose pgd.",
+    ),
+    (
+      attack == "warm_start_pgd" and config.jit_compile,
+      "--jit_compile cannot compile the store of --attack=warm_start_pgd: drop it, or "
+      "choose pgd.",
+    ),
+    (
+      config.unlabeled_data
+      and config.mode.startswith("train")
+      and (objective != "at" or config.gradient_alignment),
+      "--unlabeled_data goes with --objective=at alone: images without labels need the "
+      "terms of --unlabeled_loss.",
+    ),
+  ]

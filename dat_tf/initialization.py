@@ -1,0 +1,57 @@
+"""Transfer learning: the weights that a run begins with."""
+
+from __future__ import annotations
+
+import collections
+import os
+
+import tensorflow as tf
+
+from dat_tf import config as config_lib
+from dat_tf import models
+from dat_tf.errors import UserError, one_line
+
+
+def source_model(
+  initialize_from: str, name: str, image_shape: tuple[int, ...]
+) -> tf.keras.Model:
+  """A plain Keras model with the weights that --initialize_from stands for.
+
+  Args:
+    initialize_from: the model_dir of a run, of which the export counts or, as long as
+      there is none, the newest checkpoint; a saved Keras model; or `imagenet`.
+    name: of the network that is to have the weights (--model).
+    image_shape: (height, width, channels).
+
+  Raises:
+    UserError: nothing of the kind is there.
+  """
+  if initialize_from == "imagenet":
+    return models.make_pretrained(name, image_shape)
+  newest = tf.train.latest_checkpoint(os.path.join(initialize_from, "checkpoints"))
+  export = os.path.join(initialize_from, "export")
+  is_run = newest or tf.io.gfile.exists(export)
+  if newest and not tf.io.gfile.exists(export):
+    settings = config_lib.load(initialize_from)
+    assert settings is not None  # written before the first checkpoint
+    model = models.make_model(settings.model, image_shape, settings.num_classes)
+    stored = collections.Counter(
+      tuple(shape) for _, shape in tf.train.list_variables(newest)
+    )
+    if collections.Counter(tuple(w.shape) for w in model.weights) - stored:
+      raise UserError(
+        f"--initialize_from={initialize_from} has the weights of another network than "
+        f"{settings.model} for images of shape {tuple(image_shape)}: bring the images "
+        "to the size that it was trained with."
+      )
+    tf.train.Checkpoint(classifier=model).restore(newest).expect_partial()
+    return model
+  try:
+    return tf.keras.models.load_model(
+      export if is_run else initialize_from, compile=False
+    )
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"--initialize_from={initialize_from} is neither a run's --model_dir nor a Keras "
+      f"model ({one_line(error)}): give one of these, or imagenet."
+    ) from None

@@ -1,0 +1,76 @@
+"""Beginning with another network's weights, and training its layers at other rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from dat_tf.errors import UserError
+
+
+def layers_with_weights(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+  """From the image to the logits; those of a network in the network are among them."""
+  for layer in model.layers:
+    if isinstance(layer, tf.keras.Model):
+      yield from layers_with_weights(layer)
+    elif layer.weights:
+      yield layer
+
+
+def copy_weights_by_layer(source: tf.keras.Model, target: tf.keras.Model) -> bool:
+  """Gives a network the weights of another one of the same architecture.
+
+  Where the last layer has another shape, or the source ends before it, that of the
+  target stays as it is: it is a new head.
+
+  Args:
+    source: a Keras model; names of layers and the image's size play no part.
+    target: a Keras model, made under any strategy.
+
+  Returns:
+    Whether the head is new.
+
+  Raises:
+    UserError: the architectures differ.
+  """
+  theirs, ours = (list(layers_with_weights(model)) for model in (source, target))
+  if not len(ours) - 1 <= len(theirs) <= len(ours):
+    raise UserError(
+      f"{source.name} has {len(theirs)} layers with weights, {target.name} has "
+      f"{len(ours)}: --initialize_from and --model must be one architecture."
+    )
+  is_new = len(theirs) < len(ours) or _shapes(theirs[-1]) != _shapes(ours[-1])
+  number = len(ours) - is_new
+  for there, here in zip(theirs[:number], ours[:number]):
+    if _shapes(there) != _shapes(here):
+      raise UserError(
+        f"Layer {there.name} of {source.name} has weights of shapes {_shapes(there)}, "
+        f"{here.name} of {target.name} has {_shapes(here)}: --initialize_from and "
+        "--model must be one architecture."
+      )
+  for there, here in zip(theirs[:number], ours[:number]):
+    for value, variable in zip(there.weights, here.weights):
+      variable.assign(value)
+  return is_new
+
+
+def _shapes(layer: tf.keras.layers.Layer) -> list[tuple[int, ...]]:
+  return [tuple(weight.shape) for weight in layer.weights]
+
+
+def freeze_backbone(model: tf.keras.Model) -> None:
+  """Leaves nothing but the last layer to train; batch-norm then infers."""
+  *backbone, _ = layers_with_weights(model)
+  for layer in backbone:
+    layer.trainable = False
+
+
+def layer_rate_factors(model: tf.keras.Model, decay: float) -> dict[str, float]:
+  """decay^n for the variables of the n-th layer below the last, by their names."""
+  layers = reversed(list(layers_with_weights(model)))
+  return {
+    variable.name: decay**depth
+    for depth, layer in enumerate(layers)
+    for variable in layer.trainable_weights
+  }

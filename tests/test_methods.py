@@ -1,0 +1,126 @@
+"""Which attacks and objectives go together, by flags, and their defaults."""
+
+from __future__ import annotations
+
+from absl.testing import absltest, parameterized
+
+from dat_tf import config as config_lib
+from dat_tf.config import methods
+from dat_tf.errors import UserError
+
+
+def parse(**values):
+  given = {"model_dir": "m", "train_data": "a", "test_data": "b", **values}
+  return config_lib.parse(["run_dat.py", *(f"--{n}={v}" for n, v in given.items())])
+
+
+def pairs(attacks, objectives):
+  return {(attack, objective) for attack in attacks for objective in objectives}
+
+
+# Written out from the methods' definitions, not from the table under test.
+ATTACKED = pairs(
+  ["fgsm", "nfgsm", "bim", "pgd", "momentum_pgd", "dynamic_pgd", "warm_start_pgd"]
+  + ["wrm", "free", "yopo"],
+  ["at", "trades", "mart", "alp"],
+)
+VALID = (
+  ATTACKED - pairs(["bim", "wrm", "free"], ["trades"])
+  | pairs(["none"], ["at", "clp", "input_gradient", "cure", "ibp", "crown_ibp"])
+  | pairs(["pgd"], ["llr", "ig_norm"])
+)
+
+
+class PairsTest(parameterized.TestCase):
+  def refused(self, **values):
+    with self.assertRaises(UserError) as caught:
+      parse(**values)
+    message = str(caught.exception)
+    self.assertLen(message.splitlines(), 1)
+    return message
+
+  @parameterized.parameters(
+    *sorted(pairs(methods.ATTACKS, methods.OBJECTIVES)),
+  )
+  def test_a_pair_is_taken_or_refused_with_a_way_out(self, attack, objective):
+    if (attack, objective) in VALID:
+      config = parse(attack=attack, objective=objective)
+      self.assertEqual((config.attack, config.objective), (attack, objective))
+    else:
+      message = self.refused(attack=attack, objective=objective)
+      self.assertIn(f"--objective={objective}", message)
+      self.assertRegex(message, "choose|add")
+
+  @parameterized.parameters(
+    ("attack_steps", {"attack": "fgsm", "attack_steps": 2}),
+    ("attack_steps", {"attack": "nfgsm", "attack_steps": 2}),
+    ("step_size", {"attack": "nfgsm", "step_size": 0.01}),
+    ("norm", {"attack": "nfgsm", "norm": "l2"}),
+    ("step_size", {"attack": "wrm", "step_size": 0.01}),
+    ("penalty_weight", {"penalty_weight": 1}),
+    ("clean_weight", {"objective": "trades", "clean_weight": 2}),
+    (
+      "gradient_alignment",
+      {"objective": "cure", "attack": "none", "gradient_alignment": 1},
+    ),
+    ("norm", {"objective": "ibp", "attack": "none", "norm": "l2"}),
+    (
+      "precision",
+      {"objective": "ibp", "attack": "none", "precision": "mixed_bfloat16"},
+    ),
+    (
+      "weight_perturbation",
+      {"objective": "ibp", "attack": "none", "weight_perturbation": 0.01},
+    ),
+    ("jit_compile", {"jit_compile": "true", "weight_perturbation": 0.01}),
+    ("jit_compile", {"jit_compile": "true", "attack": "warm_start_pgd"}),
+    ("steps_growing_epochs", {"attack": "yopo", "steps_growing_epochs": 1}),
+    ("epsilon_growing_epochs", {"attack": "fgsm", "epsilon_growing_epochs": 1}),
+    ("steps_growing_epochs", {"objective": "llr", "steps_growing_epochs": 1}),
+    (
+      "steps_growing_epochs",
+      {"objective": "ibp", "attack": "none", "steps_growing_epochs": 1},
+    ),
+    ("accumulation", {"attack": "free", "accumulation": 2}),
+    ("accumulation", {"attack": "yopo", "accumulation": 2}),
+    ("attack_in_training_mode", {"attack": "yopo", "attack_in_training_mode": 1}),
+    ("attack_in_training_mode", {"attack": "none", "attack_in_training_mode": 1}),
+    ("augmentation", {"attack": "warm_start_pgd", "augmentation": "pad_crop_flip"}),
+    ("mixing", {"attack": "warm_start_pgd", "mixing": "mixup"}),
+    ("unlabeled_data", {"objective": "trades", "unlabeled_data": "u"}),
+    ("unlabeled_data", {"gradient_alignment": 1, "unlabeled_data": "u"}),
+  )
+  def test_settings_that_mean_nothing_together(self, name, values):
+    self.assertIn(f"--{name}", self.refused(**values))
+
+  def test_settings_that_go_together(self):
+    parse(objective="ibp", attack="none", epsilon_growing_epochs=2)
+    parse(attack="bim", steps_growing_epochs=2, epsilon_growing_epochs=1)
+    parse(attack="fgsm", gradient_alignment=0.2, weight_perturbation=0.01)
+    parse(objective="trades", unlabeled_data="u", mode="evaluate")
+
+  @parameterized.parameters(
+    ("fgsm", 1, 0.25),
+    ("nfgsm", 1, 0.2),
+    ("bim", 10, 0.05),
+    ("momentum_pgd", 10, 0.05),
+    ("wrm", 15, None),
+    ("free", 8, 0.2),
+    ("yopo", 5, 0.05),
+  )
+  def test_defaults_of_attacks(self, attack, steps, step_size):
+    config = parse(attack=attack, epsilon=0.2)
+    self.assertEqual(config.attack_steps, steps)
+    if step_size is None:
+      self.assertIsNone(config.step_size)
+    else:
+      self.assertAlmostEqual(config.step_size, step_size)
+
+  def test_defaults_of_objectives(self):
+    self.assertEqual(parse(objective="trades").penalty_weight, 6)
+    self.assertEqual(parse(objective="trades", penalty_weight=3).penalty_weight, 3)
+    self.assertIsNone(parse().penalty_weight)
+
+
+if __name__ == "__main__":
+  absltest.main()
