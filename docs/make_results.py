@@ -289,8 +289,8 @@ def input_pipeline(figures: dict[str, Any]) -> str:
   ]
   return f"""JPEGs of 500 x 375, {figures["jpeg_kb"]:.0f} kB each, are cut, resized to
 224 x 224, flipped and batched; {figures["processes"]} cores, or processes of the
-DataLoader. Memory of ours: {figures["rss_mb_start"]:.0f} MB after a tenth of
-{figures["rss_images"]:,} images, {figures["rss_mb_end"]:.0f} MB after all.
+DataLoader. Memory of ours, at most: {figures["rss_mb_start"]:.0f} MB in the first tenth
+of {figures["rss_images"]:,} images, {figures["rss_mb_end"]:.0f} MB in all.
 
 {table(rows)}"""
 
@@ -301,6 +301,60 @@ def resnet50(figures: dict[str, Any]) -> str:
 loss falls from {figures["first_loss"]:.2f} to {figures["last_loss"]:.2f} in
 {figures["steps"]} steps of {figures["seconds_per_step"]:.1f} s; the larger worker took
 {figures["peak_memory_gb"]:.1f} GB at its peak."""
+
+
+def methods(figures: dict[str, Any]) -> str:
+  names = [key.removesuffix("_pgd_50") for key in figures if key.endswith("_pgd_50")]
+  columns = {
+    "standard_accuracy": "clean",
+    "pgd_50": "PGD-50",
+    "autoattack": "AutoAttack",
+    "certified_accuracy": "certified",
+  }
+  rows = []
+  for name in names:
+    row = {"method": name, "ball": f"{figures[f'{name}_norm']}"}
+    row["ball"] += f" {figures[f'{name}_epsilon']:g}"
+    for key, column in columns.items():
+      value = figures[f"{name}_{key}"]
+      row[column] = "" if value is None else f"{value:.1%}"
+    row["s/epoch"] = f"{figures[f'{name}_seconds_per_epoch']:.1f}"
+    rows.append(row)
+  return f"""Fashion-MNIST, the first 15,000 training images, one worker, the same
+network (certified training: one without batch-norm) and number of steps, one seed;
+`flags/methods/METHOD.flags`. An epoch is 118 steps of 128 images. PGD-50 on 2,500 test
+images, AutoAttack on the first {figures["autoattack_examples"]} of them.
+
+{table(rows)}"""
+
+
+def attacks(figures: dict[str, Any]) -> str:
+  peers = {
+    "apgd_ce": "APGD-CE",
+    "apgd_dlr": "APGD-DLR",
+    "square": "Square",
+    "pgd_foolbox": "PGD-40 (Foolbox)",
+    "pgd_cleverhans": "PGD-40 (CleverHans)",
+    "ddn": "DDN (Foolbox)",
+    "deepfool": "DeepFool (Foolbox)",
+    "autoattack": "APGD-CE, APGD-T, Square",
+  }
+  rows = [
+    {
+      "attack": title,
+      "ours - peer's, points": f"{figures[f'{key}_minus_peer_points']:+.1f}",
+    }
+    for key, title in peers.items()
+    if f"{key}_minus_peer_points" in figures
+  ]
+  return f"""Robust accuracy that our attacks leave less what others' leave, with the
+same budgets on the same network and {figures["images"]:,} images (negative: ours are
+stronger). The last row, on {figures["timed_images"]} images, took ours
+{figures["autoattack_seconds"]:.0f} s and the peer's
+{figures["autoattack_peer_seconds"]:.0f} s: {figures["autoattack_speedup"]:.1f} times as
+fast.
+
+{table(rows)}"""
 
 
 SECTIONS = (
@@ -337,6 +391,8 @@ SECTIONS = (
     "benchmarks/input_pipeline.py",
     input_pipeline,
   ),
+  ("Methods", "methods", "benchmarks/methods.py", methods),
+  ("Attacks", "attacks", "benchmarks/attacks.py", attacks),
   ("ImageNet's path", "resnet50", "benchmarks/resnet50.py", resnet50),
   (
     "Small tensors",
