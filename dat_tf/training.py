@@ -41,7 +41,7 @@ from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
 from dat_tf.attacks import make_attacks
-from dat_tf.communication import MeanAllReduce, QuantizedAllReduce
+from dat_tf.communication import MeanAllReduce, QuantizedAllReduce, quantizers
 from dat_tf.data import pipeline, records, shards
 from dat_tf.early_stopping import EarlyStopping
 from dat_tf.errors import UserError
@@ -198,6 +198,9 @@ class Run:
     """The distributed model, and a plain copy of its classifier."""
     config, steps = self._config, self.inputs.steps_per_epoch
     batch_shape = config.global_batch_size // self._replicas, *image_shape
+    if config.jit_compile:
+      with startup.quiet():
+        quantizers.start_compiler()
     with self._strategy.scope():
       classifier = make_model(
         config.model, image_shape, config.num_classes, config.precision
@@ -288,10 +291,10 @@ class Run:
       }
     callbacks: list[tf.keras.callbacks.Callback] = [
       self._watchdog,
+      # Before the checkpoint: a run that is stopped between them does the epoch again.
+      *([stopping] if stopping else []),
       tf.keras.callbacks.LambdaCallback(on_epoch_end=self._save),
     ]
-    if stopping:
-      callbacks.append(stopping)
     progress = Progress(config.epochs * steps, first_epoch * steps)
     if self._cluster.is_chief:
       callbacks += [*self.watchers(), progress]
@@ -414,6 +417,8 @@ class Run:
       )
     robust = {f"pgd-{self._config.evaluation_attack_steps}": figures["robust_accuracy"]}
     self._write_accuracies(figures["accuracy"], robust, int(figures["examples"]))
+    if "certified_accuracy" in figures:
+      self._write_results({"certified_accuracy": figures["certified_accuracy"]})
 
   def attack(self) -> None:
     """Measures robust accuracy under each of --attacks, example by example."""
@@ -585,6 +590,7 @@ class Run:
     try:
       yield
     except records.DATA_ERRORS as error:
+      self._watchdog.rest()
       diverged = re.search(re.escape(NON_FINITE) + r"\D*(\d+)", str(error))
       if diverged:
         raise self._diverged(f"{NON_FINITE} {diverged[1]}") from None

@@ -53,6 +53,10 @@ class Watchdog(tf.keras.callbacks.Callback):
     self._since = time.monotonic()
 
   def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    self.rest()
+
+  def rest(self) -> None:
+    """Stops watching until the next step begins."""
     self._since = None
 
   on_test_batch_begin = on_train_batch_begin

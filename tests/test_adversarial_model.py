@@ -215,7 +215,7 @@ def hidden_classifier(batch_norm=False):
 
 
 class CompilationTest(tf.test.TestCase):
-  def train(self, attack, **kwargs):
+  def train(self, attack, jit_compile=False):
     tf.keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     batches = [
@@ -226,9 +226,9 @@ class CompilationTest(tf.test.TestCase):
       hidden_classifier(batch_norm=True),
       attack(),
       evaluation_attack=PGD(LInfinity(0.1), 0.05, 1),
-      **kwargs,
+      jit_compile=jit_compile,
     )
-    model.compile(optimizer=SGD(0.3))
+    model.compile(optimizer=SGD(0.3), run_eagerly=not jit_compile)
     logs = model.fit(dataset_of(*batches), verbose=0).history
     return model.classifier.get_weights(), logs
 

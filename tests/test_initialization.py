@@ -23,6 +23,10 @@ class SourceModelTest(tf.test.TestCase):
     super().setUp()
     self.model_dir = tempfile.mkdtemp(dir=self.get_temp_dir())
 
+  def dense(self):
+    inputs = tf.keras.Input((2,))
+    return tf.keras.Model(inputs, tf.keras.layers.Dense(3)(inputs))
+
   def network(self, seed, num_classes=7, **kwargs):
     """With other statistics than those of a new one."""
     tf.keras.utils.set_random_seed(seed)
@@ -64,7 +68,7 @@ class SourceModelTest(tf.test.TestCase):
       self.assertIn(word, message)
 
   def test_a_runs_export_goes_before_its_checkpoint(self):
-    exported = self.network(1)
+    exported = self.dense()
     self.write_run(self.network(2))
     exporting.export(exported, os.path.join(self.model_dir, "export"))
     self.assert_weights(self.source(), exported)
@@ -90,8 +94,7 @@ class SourceModelTest(tf.test.TestCase):
     self.assert_refused(self.model_dir, "(16, 16, 1)", shape=(16, 16, 1))
 
   def test_saved_keras_models(self):
-    inputs = tf.keras.Input((2,))
-    model = tf.keras.Model(inputs, tf.keras.layers.Dense(3)(inputs))
+    model = self.dense()
     # With state of an optimizer, as others than the package's own runs save them.
     model.compile(optimizer="sgd", loss="mse")
     for name in ("model.keras", "saved_model"):

@@ -171,7 +171,8 @@ class TrainedTest(ProgramTest):
 
   def test_the_terminal_shows_progress_and_nothing_else(self):
     self.assert_good(self.first)
-    self.assertEqual(self.first.stdout, "")
+    report = self.trained / "report.html"
+    self.assertEqual(self.first.stdout, f"{report}: what was measured, to look at.\n")
     shown = self.first.stderr
     self.assertRegex(shown, r"epoch 1: 3/3 .*loss=\d.*accuracy=0.*robust_accuracy=0")
     self.assertRegex(shown, r"epoch 1: 3/3 .*val_accuracy=0.*val_robust_accuracy=0")
@@ -180,8 +181,11 @@ class TrainedTest(ProgramTest):
   def test_the_directory_holds_what_it_should(self):
     self.assertCountEqual(
       os.listdir(self.trained),
-      ["config.flags", "checkpoints", "export", "logs", "results.json"],
+      ["config.flags", "checkpoints", "export", "logs", "results.json"]
+      + ["report", "report.html"],
     )
+    page = (self.trained / "report.html").read_text()
+    self.assertIn(f"{100 * results(self.trained)['standard_accuracy']:.1f} %", page)
     flagfile = self.trained / "config.flags"
     config = config_lib.parse(["", f"--flagfile={flagfile}"])
     self.assertEqual((config.epsilon, config.attack_steps), (0.1, 1))
@@ -424,6 +428,88 @@ class QuantizedTest(ProgramTest):
     )
     plain, quantized = float(found[1]), float(found[2])
     self.assertEqual(found[3], "fp32" if plain <= quantized else "two_sided")
+
+
+class EarlyStoppedTest(ProgramTest):
+  """A run that ends by itself, of which the best averaged weights remain."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    data = load_digits()
+    others = slice(TRAIN + TEST, TRAIN + TEST + 40)
+    images = np.rint(data.images[others, ..., None] * (255 / 16)).astype("u1")
+    examples = list(map(writing.image_example, images, data.target[others]))
+    writing.write_shards(examples, str(cls.folder / "data"), "validation", 1)
+    cls.stopped = cls.folder / "stopped"
+    flags = {
+      **cls.flags,
+      "epochs": 50,  # there are but 41 accuracies
+      "validation_data": cls.folder / "data" / "validation-*",
+      "evaluate_every": 1,
+      "early_stopping": 1,
+      "weight_average": "exponential",
+      "average_decay": 0.5,
+      "pictures": 0,
+    }
+    cls.first = run_dat({**flags, "model_dir": cls.stopped})
+    if cls.first.returncode:
+      raise AssertionError(cls.first.stderr)
+    cls.runs = {}
+    for name, mode in (("again", "train_and_evaluate"), ("evaluate", "evaluate")):
+      folder = cls.folder / f"stopped_{name}"
+      shutil.copytree(cls.stopped, folder)
+      TrainedTest.forget_accuracies(folder)
+      cls.runs[name] = {**flags, "mode": mode, "model_dir": folder}
+    cls.runs = run_all(cls.runs)
+    (cls.best,) = (cls.stopped / "best").glob("epoch-*.index")
+    cls.best = int(cls.best.stem.removeprefix("epoch-"))
+
+  def test_it_ends_an_epoch_after_the_best(self):
+    self.assert_good(self.first)
+    shown = re.findall(
+      r"^epoch (\d+): .*val_robust_accuracy=(\d\.\d+)", self.first.stderr, re.M
+    )
+    accuracies = [float(accuracy) for _, accuracy in dict(shown).items()]
+    self.assertLen(accuracies, self.best + 1)
+    for earlier, later in zip(accuracies, accuracies[1:-1]):
+      self.assertGreater(later, earlier)
+    self.assertLessEqual(accuracies[-1], accuracies[-2])
+    self.assertEqual(results(self.stopped)["epochs"], self.best + 1)
+
+  def test_the_best_averages_are_exported_and_evaluated(self):
+    model = tf.keras.models.load_model(str(self.stopped / "export"))
+    of_epoch = {
+      epoch: tf.train.load_checkpoint(str(self.stopped / f"checkpoints/epoch-{epoch}"))
+      for epoch in (self.best, self.best + 1)
+    }
+    differs = False
+    for index, weight in enumerate(model.weights):
+      best, last = (
+        reader.get_tensor(f"average/_averages/{index}/.ATTRIBUTES/VARIABLE_VALUE")
+        for reader in of_epoch.values()
+      )
+      self.assertAllEqual(weight, best)
+      differs |= not np.array_equal(best, last)
+    self.assertTrue(differs)
+    images, labels = digits()
+    logits = model(images[TRAIN:] / np.float32(255), training=False)
+    accuracy = np.mean(np.argmax(logits, axis=1) == labels[TRAIN:])
+    figures = results(self.stopped)
+    self.assertAllClose(accuracy, figures["standard_accuracy"], atol=1e-6)
+
+  def test_the_same_command_again_says_that_it_is_done(self):
+    run = self.runs["again"]
+    self.assert_good(run)
+    self.assertNotIn("epoch", run.stderr)
+    done = f"epoch {self.best + 1} is done; a larger --early_stopping adds more.\n"
+    self.assertStartsWith(run.stdout, f"{self.folder / 'stopped_again'}: {done}")
+
+  def test_evaluation_by_itself_is_of_the_best(self):
+    self.assert_good(self.runs["evaluate"])
+    for name in self.runs:
+      again = results(self.folder / f"stopped_{name}")
+      self.assertEqual(again, results(self.stopped))
 
 
 class UnlikeWorkersTest(ProgramTest):
