@@ -46,10 +46,13 @@ def _run():
       pseudo_label_dir=f"{STORE}/labels")  # fmt: skip
   with tf.io.gfile.GFile(f"{STORE}/run/results.json") as file:
     results = json.load(file)
+  with tf.io.gfile.GFile(f"{STORE}/run/report.html") as file:
+    page = file.read()
   model = tf.keras.models.load_model(f"{STORE}/run/export", compile=False)
   left = {
     "results": results,
     "logits": model.output_shape,
+    "curves": 'id="plot-training_loss"' in page,
     "run": sorted(name.rstrip("/") for name in tf.io.gfile.listdir(f"{STORE}/run")),
     "labels": sorted(tf.io.gfile.listdir(f"{STORE}/labels")),
   }
@@ -70,8 +73,10 @@ class ObjectStoreTest(tf.test.TestCase):
     self.assertEqual(left["results"]["epochs"], 2)
     self.assertEqual(left["results"]["test_examples"], 12)
     self.assertEqual(left["logits"], [None, 10])
-    names = ["checkpoints", "config.flags", "export", "logs", "results.json"]
+    names = ["checkpoints", "config.flags", "export", "logs"]
+    names += ["report", "report.html", "results.json"]
     self.assertEqual(left["run"], names)
+    self.assertTrue(left["curves"])
     shards = [f"train-0000{k}-of-00003" for k in range(3)]
     self.assertEqual(left["labels"], ["pseudo_labels.json", *shards])
     self.assertEmpty(os.listdir(self.get_temp_dir()))

@@ -106,6 +106,17 @@ class PackageTest(unittest.TestCase):
     }
     self.assertEqual(folders, packages, "a folder lacks its __init__.py")
 
+  def test_every_file_beside_the_modules_is_installed(self) -> None:
+    text = (ROOT / "setup.py").read_text()
+    others = {"dat_tf.reporting": ["page.css", "page.html"]}
+    self.assertIn('package_data={"dat_tf.reporting": ["page.html", "page.css"]}', text)
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "dat_tf").rglob("*")):
+      if path.is_file() and path.suffix not in (".py", ".pyc"):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        found.setdefault(package, []).append(path.name)
+    self.assertEqual(found, others)
+
   def test_python_versions_agree(self) -> None:
     self.assertIn('python_requires=">=3.9,<3.12"', (ROOT / "setup.py").read_text())
     served = re.findall(r"3\.(\d+)\.\*", (ROOT / "Makefile").read_text())

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import matplotlib.figure
 import numpy as np
 import tensorflow as tf
 
 
+class Attacked(NamedTuple):
+  """Images before and after an attack.
+
+  Attributes:
+    images: float32 [B, H, W, C] in [0, 1], C 1 or 3.
+    adversarial: of the same shape.
+    labels: integer [B].
+    clean_predictions: integer [B].
+    adversarial_predictions: integer [B].
+  """
+
+  images: np.ndarray
+  adversarial: np.ndarray
+  labels: np.ndarray
+  clean_predictions: np.ndarray
+  adversarial_predictions: np.ndarray
+
+
 class AttackedImages:
-  """Some images, attacked anew each time they are drawn."""
+  """Some images, attacked anew each time they are asked for."""
 
   def __init__(
     self,
@@ -25,7 +44,7 @@ class AttackedImages:
 
     Args:
       classifier: a plain model, which one worker alone can run; its weights may change
-        between drawings.
+        between attacks.
       attack: see `dat_tf.attacks`.
       images: float32 [B, H, W, C] in [0, 1], C 1 or 3.
       labels: integer [B].
@@ -45,9 +64,9 @@ class AttackedImages:
 
     self._attacked = attacked
 
-  def draw(self) -> np.ndarray:
-    """uint8 [height, width, 3] pixels, see `picture_grid`."""
-    return picture_grid(*(tensor.numpy() for tensor in self._attacked()))
+  def attack(self) -> Attacked:
+    """Attacks the classifier as it is now."""
+    return Attacked(*(tensor.numpy() for tensor in self._attacked()))
 
 
 def picture_grid(

@@ -6,7 +6,10 @@ import os
 import time
 from typing import Any, Callable, Optional
 
+import numpy as np
 import tensorflow as tf
+
+from dat_tf.monitoring.pictures import Attacked, picture_grid
 
 
 class Scalars(tf.keras.callbacks.Callback):
@@ -14,9 +17,10 @@ class Scalars(tf.keras.callbacks.Callback):
 
   Every `every` steps, and after each epoch: loss, accuracy, robust_accuracy (means over
   the epoch so far), gradient_norm, learning_rate, images_per_second and
-  bytes_sent_per_step, and the trust ratio of each layer if the optimizer has them.
-  After each epoch also a picture, if there is one to draw, and the figures of the test
-  data if they were computed.
+  bytes_sent_per_step, and the trust ratio of each layer, and their histogram, if the
+  optimizer has them. After each epoch also the figures of the test data, if they were
+  computed, and, of some images under attack, a picture and histograms of the
+  perturbations: the changes of all pixels, and each image's norm.
   """
 
   _supports_tf_logs = True  # figures are read when they are written, not in every step
@@ -27,7 +31,7 @@ class Scalars(tf.keras.callbacks.Callback):
     every: int,
     global_batch_size: int,
     bytes_sent_per_step: int,
-    draw: Optional[Callable[[], Any]] = None,
+    attack: Optional[Callable[[], Attacked]] = None,
   ):
     """Opens the logs.
 
@@ -36,13 +40,13 @@ class Scalars(tf.keras.callbacks.Callback):
       every: steps between two points.
       global_batch_size: images in a step, for images_per_second.
       bytes_sent_per_step: by each worker, for its gradient.
-      draw: called after each epoch, returns uint8 [H, W, 3] pixels.
+      attack: called after each epoch (`AttackedImages`).
     """
     super().__init__()
     self._train = tf.summary.create_file_writer(os.path.join(directory, "train"))
     self._test = tf.summary.create_file_writer(os.path.join(directory, "test"))
     self._every, self._batch = every, global_batch_size
-    self._bytes, self._draw = bytes_sent_per_step, draw
+    self._bytes, self._attack = bytes_sent_per_step, attack
 
   def on_epoch_begin(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
     self._restart_clock()
@@ -63,11 +67,20 @@ class Scalars(tf.keras.callbacks.Callback):
     with self._test.as_default():
       for name in tests:
         tf.summary.scalar(name[len("val_") :], float(logs[name]), step)
-    if self._draw:
-      with self._train.as_default():
-        tf.summary.image("clean_perturbation_adversarial", self._draw()[None], step)
+    if self._attack:
+      self._write_perturbations(step, self._attack())
     self._train.flush()
     self._test.flush()
+
+  def _write_perturbations(self, step: int, attacked: Attacked) -> None:
+    change = attacked.adversarial - attacked.images
+    flat = np.abs(change).reshape(len(change), -1)
+    with self._train.as_default():
+      grid = picture_grid(*attacked)
+      tf.summary.image("clean_perturbation_adversarial", grid[None], step)
+      tf.summary.histogram("perturbation/pixels", change, step)
+      tf.summary.histogram("perturbation/linf_norm", flat.max(axis=1), step)
+      tf.summary.histogram("perturbation/l2_norm", np.linalg.norm(flat, axis=1), step)
 
   def _write(self, step: int, logs: dict[str, Any]) -> None:
     figures = {name: float(value) for name, value in logs.items()}
@@ -76,11 +89,16 @@ class Scalars(tf.keras.callbacks.Callback):
       self._batch * self._steps_timed / (time.perf_counter() - self._started)
     )
     figures["bytes_sent_per_step"] = self._bytes
-    for layer, ratio in self._trust_ratios().items():
-      figures[f"trust_ratio/{layer}"] = float(tf.convert_to_tensor(ratio))
+    ratios = {
+      layer: float(tf.convert_to_tensor(ratio))
+      for layer, ratio in self._trust_ratios().items()
+    }
+    figures.update({f"trust_ratio/{layer}": ratio for layer, ratio in ratios.items()})
     with self._train.as_default():
       for name, value in figures.items():
         tf.summary.scalar(name, value, step)
+      if ratios:
+        tf.summary.histogram("trust_ratios", list(ratios.values()), step)
     self._restart_clock()
 
   def _step(self) -> int:

@@ -14,7 +14,14 @@ import tensorflow as tf
 
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import PGD, LInfinity
-from dat_tf.monitoring import AttackedImages, Progress, Scalars, picture_grid, pictures
+from dat_tf.monitoring import (
+  Attacked,
+  AttackedImages,
+  Profiler,
+  Progress,
+  Scalars,
+  picture_grid,
+)
 from dat_tf.optimizers import LAMB, SGD, WarmupDecay
 
 STEPS, BATCH = 3, 8
@@ -91,9 +98,7 @@ class PictureGridTest(tf.test.TestCase):
     )
     for kernel, predicted in (([[1.0, -1.0]], 0), ([[-1.0, 1.0]], 1)):
       model.set_weights([np.array(kernel)])
-      with mock.patch.object(pictures, "picture_grid") as grid:
-        attacked.draw()
-      clean, adversarial, labels, before, after = grid.call_args.args
+      clean, adversarial, labels, before, after = attacked.attack()
       self.assertAllEqual(clean, images)
       self.assertAllClose(adversarial.flatten(), [0.2, 0.5])
       self.assertAllEqual(labels, [0, 1])
@@ -111,7 +116,7 @@ class Tick(tf.keras.callbacks.Callback):
 
 
 class ScalarsTest(tf.test.TestCase):
-  def fit(self, optimizer, draw=None):
+  def fit(self, optimizer, attack=None):
     """Two epochs of three steps, logged every second one; tested after the second."""
     tf.keras.utils.set_random_seed(0)
     inputs = tf.keras.Input((4, 1, 1))
@@ -132,7 +137,7 @@ class ScalarsTest(tf.test.TestCase):
         epochs=2,
         validation_data=data.take(2),
         validation_freq=2,
-        callbacks=[tick, Scalars(directory, 2, BATCH, 1234, draw)],
+        callbacks=[tick, Scalars(directory, 2, BATCH, 1234, attack)],
         verbose=0,
       ).history
     return (
@@ -157,7 +162,7 @@ class ScalarsTest(tf.test.TestCase):
     model, history, train, test = self.fit(LAMB(rate))
     names = ["loss", "accuracy", "robust_accuracy", "gradient_norm", "learning_rate"]
     names += ["images_per_second", "bytes_sent_per_step", "trust_ratio/out/kernel"]
-    names += ["reduction_ms"]
+    names += ["reduction_ms", "trust_ratios"]
     self.assertCountEqual(
       train, [(name, step) for name in names for step in (2, 3, 4, 6)]
     )
@@ -171,26 +176,77 @@ class ScalarsTest(tf.test.TestCase):
     ratio = model.optimizer.trust_ratios()["out/kernel"]
     self.assertAllClose(train["trust_ratio/out/kernel", 6], ratio)
     self.assertNotAllClose(ratio, 1.0)
+    (bucket,) = [row for row in train["trust_ratios", 6] if row[2]]  # of one layer
+    self.assertAllClose(bucket, [ratio, ratio, 1], rtol=1e-5)
     names = ["loss", "accuracy", "robust_accuracy", "examples"]
     self.assertCountEqual(test, [(name, 6) for name in names])
     for name in names:
       self.assertAllClose(test[name, 6], history[f"val_{name}"][0])
     self.assertEqual(test["examples", 6], 2 * BATCH)
 
-  def test_pictures_and_an_optimizer_without_trust_ratios(self):
-    drawings = iter(np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), "u1"))
-    drawn = []
+  def test_perturbations_and_an_optimizer_without_trust_ratios(self):
+    rng = np.random.default_rng(0)
+    attacks = []
 
-    def draw():
-      drawn.append(next(drawings))
-      return drawn[-1]
+    def attack():
+      images, share = rng.random((2, 3, 4, 4, 1), "f4")
+      # Darker, so that sizes are not the changes themselves.
+      attacks.append(Attacked(images, images * share, *rng.integers(0, 3, (3, 3))))
+      return attacks[-1]
 
-    _, _, train, _ = self.fit(SGD(0.25), draw)
+    _, _, train, _ = self.fit(SGD(0.25), attack)
     self.assertEqual({tag for tag, _ in train if "trust" in tag}, set())
     self.assertEqual(train["learning_rate", 4], 0.25)
-    for step, pixels in zip((3, 6), drawn):  # the end of each epoch
+    self.assertLen(attacks, 2)
+    for step, attacked in zip((3, 6), attacks):  # the end of each epoch
       _, _, png = train["clean_perturbation_adversarial", step]
-      self.assertAllEqual(tf.io.decode_png(png), pixels)
+      self.assertAllEqual(tf.io.decode_png(png), picture_grid(*attacked))
+      change = (attacked.adversarial - attacked.images).reshape(3, -1)
+      for name, values in (
+        ("pixels", change),
+        ("linf_norm", np.abs(change).max(axis=1)),
+        ("l2_norm", np.sqrt((change**2).sum(axis=1))),
+      ):
+        left, right, count = train[f"perturbation/{name}", step].T
+        self.assertAllClose([left[0], right[-1]], [values.min(), values.max()])
+        expected, _ = np.histogram(values, [*left, right[-1]])
+        self.assertAllEqual(count, expected)
+
+
+class ProfilerTest(tf.test.TestCase):
+  def recorded(self, first, last, steps):
+    """What was called in which step, of so many."""
+    profiler = Profiler("", first, last)
+    calls = []
+    with mock.patch.object(tf.profiler, "experimental") as recorder:
+      recorder.start.side_effect = lambda directory: calls.append(("start", step))
+      recorder.stop.side_effect = lambda: calls.append(("stop", step))
+      for step in range(1, steps + 1):
+        profiler.on_train_batch_begin(step - 1)
+        profiler.on_train_batch_end(step - 1)
+      profiler.on_train_end()
+    return calls
+
+  def test_records_the_steps_that_were_asked_for(self):
+    self.assertEqual(self.recorded(2, 3, 5), [("start", 2), ("stop", 3)])
+    self.assertEqual(self.recorded(4, 4, 5), [("start", 4), ("stop", 4)])
+
+  def test_ends_with_training(self):
+    self.assertEqual(self.recorded(2, 9, 5), [("start", 2), ("stop", 5)])
+    self.assertEqual(self.recorded(7, 9, 5), [])
+
+  def test_writes_what_tensorboard_reads(self):
+    directory = self.get_temp_dir()
+    model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    images = np.zeros((8, 2), "f4")
+    callback = Profiler(directory, 2, 3)
+    model.fit(
+      images, images[:, :1], batch_size=2, epochs=1, verbose=0, callbacks=[callback]
+    )
+    found = glob.glob(os.path.join(directory, "plugins/profile/*/*.xplane.pb"))
+    self.assertLen(found, 1)
+    self.assertGreater(os.path.getsize(found[0]), 0)
 
 
 class Terminal(io.StringIO):

@@ -1,0 +1,182 @@
+"""What runs left in their directories, read for the report.
+
+Whatever a run has not left is empty or None here, and is left out of the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.util import tensor_util
+
+from dat_tf import config as config_lib
+from dat_tf import files
+from dat_tf.errors import UserError
+from dat_tf.evaluation import outcomes
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcomes:
+  """What an attack did to each of N test examples (MODEL_DIR/evaluation/NAME.npz).
+
+  Attributes:
+    attack: its name.
+    example_id: int64 [N].
+    label: int32 [N], the true classes.
+    prediction: int32 [N], of the images as they are.
+    adversarial_prediction: int32 [N]; as `prediction` where the attack failed.
+  """
+
+  attack: str
+  example_id: np.ndarray
+  label: np.ndarray
+  prediction: np.ndarray
+  adversarial_prediction: np.ndarray
+
+  @property
+  def robust(self) -> np.ndarray:
+    """Whether each is classified right under the attack, bool [N]."""
+    return self.adversarial_prediction == self.label
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run.
+
+  Attributes:
+    name: that tells it from the others of a report.
+    results: of results.json.
+    settings: value by flag, of config.flags.
+    outcomes: of attacks, the most harmful first.
+    probes: of evaluation/probes.npz.
+    curves: what TensorBoard shows: "train/loss" to float64 [2, points], steps and
+      values.
+  """
+
+  name: str
+  results: dict[str, Any]
+  settings: dict[str, Any]
+  outcomes: list[Outcomes]
+  probes: dict[str, np.ndarray]
+  curves: dict[str, np.ndarray]
+
+  @property
+  def accuracies(self) -> dict[str, float]:
+    """The accuracy under each attack, 0 to 1, in the order of evaluation."""
+    return self.results.get("robust_accuracy") or {}
+
+  @property
+  def norm(self) -> Optional[str]:
+    """linf, l2 or l1."""
+    return self.results.get("norm") or self.settings.get("norm")
+
+  @property
+  def epsilon(self) -> Optional[float]:
+    """The radius of the ball, for pixels in [0, 1]."""
+    value = self.results.get("epsilon") or self.settings.get("epsilon")
+    return None if value is None else float(value)
+
+  @property
+  def batch_size(self) -> Optional[int]:
+    """Images of a training step."""
+    value = self.results.get("global_batch_size")
+    value = value or self.settings.get("global_batch_size")
+    return None if value is None else int(value)
+
+
+def num_classes(run: Run) -> int:
+  """How many classes the outcomes of a run's attacks tell of, at least."""
+  first = run.outcomes[0]
+  classes = (first.label, first.prediction, first.adversarial_prediction)
+  return 1 + max(int(numbers.max()) for numbers in classes)
+
+
+def read_runs(directories: Sequence[str]) -> list[Run]:
+  """Reads runs' directories.
+
+  Raises:
+    UserError: one of them holds no run, or a file in it is damaged.
+  """
+  return [_read(*pair) for pair in zip(_names(directories), directories)]
+
+
+def holds_run(directory: str) -> bool:
+  """Whether a run has left anything there that a report can show."""
+  return any(
+    tf.io.gfile.exists(os.path.join(directory, name))
+    for name in ("results.json", "logs")
+  )
+
+
+def _names(directories: Sequence[str]) -> list[str]:
+  """The shortest ends of the paths that differ."""
+  parts = [os.path.normpath(path).split(os.sep) for path in directories]
+  names: list[str] = []
+  for length in range(1, max(map(len, parts)) + 1):
+    names = ["/".join(part[-length:]) for part in parts]
+    if len(set(names)) == len(names):
+      break
+  return names
+
+
+def _read(name: str, directory: str) -> Run:
+  if not holds_run(directory):
+    raise UserError(
+      f"{directory} holds neither results.json nor logs/: name a --model_dir."
+    )
+  path = os.path.join(directory, "results.json")
+  try:
+    results = json.loads(files.read_text(path) or "{}")
+  except json.JSONDecodeError as error:
+    raise _damaged(path, error) from None
+  # Of attacks that results.json knows: other files may be those of a run under way.
+  found = []
+  for attack in results.get("robust_accuracy") or {}:
+    arrays = _read_arrays(os.path.join(directory, "evaluation", f"{attack}.npz"))
+    if arrays:
+      names = [field.name for field in dataclasses.fields(Outcomes)][1:]
+      found.append(Outcomes(attack, **{key: arrays[key] for key in names}))
+  settings = config_lib.load(directory)
+  return Run(
+    name,
+    results,
+    settings.flag_values_dict() if settings else {},
+    sorted(found, key=lambda attacked: attacked.robust.mean()),
+    _read_arrays(os.path.join(directory, "evaluation", "probes.npz")),
+    _read_curves(os.path.join(directory, "logs")),
+  )
+
+
+def _read_arrays(path: str) -> dict[str, np.ndarray]:
+  """The arrays of a .npz file by name; none if there is no file."""
+  try:
+    return outcomes.read(path) or {}
+  except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise _damaged(path, error) from None
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+  return UserError(f"{path} cannot be read ({error}): remove it and evaluate again.")
+
+
+def _read_curves(directory: str) -> dict[str, np.ndarray]:
+  points: dict[str, dict[int, float]] = {}
+  for folder in ("train", "test"):
+    # In the order of time: what a restarted run wrote again holds.
+    for path in sorted(tf.io.gfile.glob(os.path.join(directory, folder, "*tfevents*"))):
+      for event in event_file_loader.EventFileLoader(path).Load():
+        for value in event.summary.value:
+          if value.metadata.plugin_data.plugin_name == "scalars":
+            figure = tensor_util.make_ndarray(value.tensor).item()
+            points.setdefault(f"{folder}/{value.tag}", {})[event.step] = figure
+  return {
+    tag: np.array(sorted(curve.items()), np.float64).T for tag, curve in points.items()
+  }
