@@ -1,8 +1,4 @@
-"""Runs attacks on a classifier, example by example, in batches that stay full.
-
-Work is a queue of (example, round of the attack). A batch of fixed shape has slots; a
-slot whose example is broken, or whose round is over, takes the next from the queue,
-while the others go on with their rounds. So what is hard costs, what is easy does not.
+"""Runs attacks on a classifier, example by example.
 
 What becomes of an example depends on nothing but the example, the attack and the seed:
 its random numbers are keyed by its id, and the shape of a batch never changes, since
@@ -12,21 +8,20 @@ in any way; nothing here is a collective.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Callable, NamedTuple, Optional
+from typing import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from dat_tf import hashing
-from dat_tf.attacks import iterative, norms
+from dat_tf.attacks import iterative, losses, norms
 from dat_tf.errors import UserError
+from dat_tf.evaluation.refilling import Portion, Runner
 
-# Steps between two looks at what is broken: a look costs time, and a step of an example
-# that need not be attacked any more is lost.
-_STEPS_PER_CALL = 4
+# How far from [0, 1] a pixel may be that was computed.
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +33,21 @@ class Outcome:
       as it is, infinity if no attack fooled the classifier.
     broken: bool [N], whether that is at most epsilon.
     attack: int32 [N], which attack of the sequence found it; -1 is none.
-    images: float32 [N, H, W, C], adversarial where `norm` is finite, if asked for.
+    prediction: int32 [N], the class of the adversarial image where `broken`, else of
+      the image as it is.
+    images: float32 [N, H, W, C], adversarial where `norm` is finite.
   """
 
   norm: np.ndarray
   broken: np.ndarray
   attack: np.ndarray
-  images: Optional[np.ndarray]
+  prediction: np.ndarray
+  images: np.ndarray
 
   @property
   def robust_accuracy(self) -> float:
     """Share of examples that are not broken, 0 to 1."""
     return 1.0 - float(self.broken.mean())
-
-
-@dataclasses.dataclass
-class _Found:
-  """The results of one attack's rounds, of N examples."""
-
-  norm: np.ndarray
-  round: np.ndarray
-  images: Optional[np.ndarray]
 
 
 class Evaluator:
@@ -82,7 +71,7 @@ class Evaluator:
     """
     self._classify = tf.function(classifier)
     self._runners = {
-      name: [_Runner(classifier, attack, batch_size) for attack in sequence]
+      name: [Runner(classifier, attack, batch_size) for attack in sequence]
       for name, sequence in attacks.items()
     }
     self._batch_size, self._seed = batch_size, seed
@@ -92,7 +81,7 @@ class Evaluator:
     images: np.ndarray,
     labels: np.ndarray,
     example_ids: np.ndarray,
-    keep_images: bool = False,
+    advance: Callable[[], None] = lambda: None,
   ) -> tuple[np.ndarray, dict[str, Outcome]]:
     """Attacks some examples.
 
@@ -100,170 +89,70 @@ class Evaluator:
       images: float32 [N, H, W, C] in [0, 1].
       labels: int [N].
       example_ids: int [N], on which the random numbers depend.
-      keep_images: whether adversarial images are returned.
+      advance: called after each attack of each sequence.
 
     Returns:
-      bool [N], whether each image is classified right as it is; the outcomes by name.
+      int32 [N], the class of each image as it is; the outcomes by name.
 
     Raises:
-      UserError: an attack needs more classes than the model has, or logits are not
-        finite.
+      UserError: images are out of range, an attack needs more classes than the model
+        has, or logits are not finite.
     """
-    examples = _Portion(
-      images := np.asarray(images, np.float32),
+    images = np.asarray(images, np.float32)
+    if not (images.min() >= -_ROUNDING and images.max() <= 1.0 + _ROUNDING):
+      raise UserError(
+        f"Pixels reach from {images.min():g} to {images.max():g}: bring the images to "
+        "[0, 1]; a model that takes another range gets it by --input_range."
+      )
+    examples = Portion(
+      images,
       labels := np.asarray(labels, np.int32),
       logits := self._logits(images),
       hashing.stream_keys(self._seed, np.asarray(example_ids)).numpy(),
     )
-    correct = logits.argmax(axis=1) == labels
+    prediction = logits.argmax(axis=1).astype(np.int32)
+    correct = prediction == labels
     outcomes = {}
     for name, runners in self._runners.items():
       norm = np.where(correct, np.inf, 0.0).astype(np.float32)
       broken, attack = ~correct, np.full(len(images), -1, np.int32)
-      adversarial = images.copy() if keep_images else None
+      adversarial = images.copy()
       for index, runner in enumerate(runners):
-        found = runner.run(examples, np.flatnonzero(~broken), keep_images)
+        found = runner.run(examples, np.flatnonzero(~broken))
         smaller = found.norm < norm
         norm = np.where(smaller, found.norm, norm)
-        attack = np.where(smaller, index, attack)
-        if adversarial is not None and found.images is not None:
-          adversarial[smaller] = found.images[smaller]
+        attack[smaller] = index
+        adversarial[smaller] = found.images[smaller]
         broken = broken | (norm <= norms.outer(runner.epsilon))
-      outcomes[name] = Outcome(norm, broken, attack, adversarial)
-    return correct, outcomes
+        advance()
+      attacked = prediction.copy()
+      fooled = np.flatnonzero(correct & broken)
+      # Not the label, whatever rounding makes of a tie at another place in the batch.
+      rest = losses.others(self._logits(adversarial[fooled]), labels[fooled])
+      attacked[fooled] = rest.numpy().argmax(axis=1)
+      outcomes[name] = Outcome(norm, broken, attack, attacked, adversarial)
+    return prediction, outcomes
 
   def _logits(self, images: np.ndarray) -> np.ndarray:
     parts = []
-    for start in range(0, len(images), self._batch_size):
+    for start in range(0, max(1, len(images)), self._batch_size):
       part = images[start : start + self._batch_size]
       padding = [(0, self._batch_size - len(part))] + [(0, 0)] * (images.ndim - 1)
       padded = tf.constant(np.pad(part, padding))
       parts.append(self._classify(padded).numpy()[: len(part)])
-    logits = np.concatenate(parts)
-    bad = (~np.isfinite(logits)).any(axis=1).sum()
-    if bad:
-      raise UserError(
-        f"The logits of {bad} of {len(logits)} images are not finite: the model is "
-        "broken, or takes images in another range than [0, 1]."
-      )
-    return logits
+    return finite(np.concatenate(parts))
 
 
-class _Portion(NamedTuple):
-  """Examples that wait: images, labels, logits and keys, arrays [N, ...]."""
+def finite(logits: np.ndarray) -> np.ndarray:
+  """Logits [N, classes], once it is seen that all are numbers.
 
-  images: np.ndarray
-  labels: np.ndarray
-  logits: np.ndarray
-  keys: np.ndarray
-
-  def batch(self, slots: np.ndarray) -> iterative.Examples:
-    """Those in the slots, int [B, 2]: example and round."""
-    index, rounds = slots[:, 0], slots[:, 1]
-    keys = self.keys[index]
-    return iterative.Examples(
-      images=tf.constant(self.images[index]),
-      labels=tf.constant(self.labels[index]),
-      keys=hashing.stream_keys(rounds, keys[:, 0], keys[:, 1]),
-      logits=tf.constant(self.logits[index]),
-      rounds=tf.constant(rounds),
+  Raises:
+    UserError: some are not.
+  """
+  bad = (~np.isfinite(logits)).any(axis=1).sum()
+  if bad:
+    raise UserError(
+      f"The logits of {bad} of {len(logits)} images are not finite: the model is "
+      "broken, or takes images in another range than [0, 1] (--input_range)."
     )
-
-
-class _Runner:
-  """One attack."""
-
-  def __init__(
-    self,
-    classifier: iterative.Classifier,
-    attack: iterative.Iterative,
-    batch_size: int,
-  ):
-    self.epsilon = attack.ball.epsilon
-    self._attack, self._batch_size = attack, batch_size
-    self._refill = tf.function(
-      lambda examples, state, fresh: {
-        name: iterative.select(fresh, value, state[name])
-        for name, value in attack.start(examples).items()
-      }
-    )
-    self._steps: Callable[..., iterative.State] = tf.function(
-      lambda *arguments: iterative.run(attack, classifier, *arguments)
-    )
-
-  def run(self, portion: _Portion, indices: np.ndarray, keep_images: bool) -> _Found:
-    """Attacks the examples of these indices."""
-    attack, batch_size = self._attack, self._batch_size
-    found = _Found(
-      np.full(len(portion.images), np.inf, np.float32),
-      np.full(len(portion.images), -1, np.int32),
-      np.zeros_like(portion.images) if keep_images else None,
-    )
-    rounds = attack.num_rounds(portion.logits.shape[1])
-    # All examples' first round comes first: most that break do so there.
-    queue = collections.deque(
-      (index, number) for number in range(rounds) for index in indices
-    )
-    slots = np.zeros((batch_size, 2), np.int32)  # example, round
-    k = np.zeros(batch_size, np.int32)
-    busy = np.zeros(batch_size, bool)
-    state: Optional[iterative.State] = None
-    while True:
-      fresh = np.zeros(batch_size, bool)
-      for slot in np.flatnonzero(~busy):
-        item = self._next(queue, found)
-        if item is not None:
-          slots[slot], k[slot] = item, 0
-          busy[slot] = fresh[slot] = True
-      if not busy.any():
-        return found
-      if fresh.any():
-        examples = portion.batch(slots)
-        if state is None:  # shapes only: all slots are overwritten
-          state, fresh = attack.start(examples), np.ones_like(fresh)
-        state = self._refill(examples, state, tf.constant(fresh))
-      k[~busy] = 0  # idle: whatever it computes is not looked at
-      steps = min(_STEPS_PER_CALL, attack.num_steps - k.max())
-      state = self._steps(examples, state, tf.constant(k), tf.constant(steps, tf.int32))
-      k += steps
-      norm = state["norm"].numpy()
-      over = busy & ((norm <= attack.stop_norm) | (k >= attack.num_steps))
-      if over.any():
-        self._keep(found, slots, state, norm, np.flatnonzero(over))
-        busy &= ~over
-        # What an earlier round has broken need not be attacked any further.
-        busy &= ~self._is_settled(found, slots[:, 0], slots[:, 1])
-
-  def _next(self, queue: collections.deque, found: _Found) -> Optional[tuple[int, int]]:
-    while queue:
-      index, number = queue.popleft()
-      if not self._is_settled(found, index, number):
-        return index, number
-    return None
-
-  def _is_settled(self, found: _Found, index: np.ndarray, number: np.ndarray) -> bool:
-    # An earlier round that is still under way goes on, so that the result is that of
-    # the first round that succeeds, in whichever order they end.
-    return (found.norm[index] <= self._attack.stop_norm) & (found.round[index] < number)
-
-  def _keep(
-    self,
-    found: _Found,
-    slots: np.ndarray,
-    state: iterative.State,
-    norm: np.ndarray,
-    over: np.ndarray,
-  ) -> None:
-    for slot in over:
-      index, number = slots[slot]
-      if self._rank(norm[slot], number) < self._rank(
-        found.norm[index], found.round[index]
-      ):
-        found.norm[index], found.round[index] = norm[slot], number
-        if found.images is not None:
-          found.images[index] = state["adversarial"][slot].numpy()
-
-  def _rank(self, norm: float, number: int) -> tuple[bool, float, int]:
-    """Smaller is better: the first success, otherwise the smallest norm."""
-    success = norm <= self._attack.stop_norm
-    return not success, 0.0 if success else norm, number
+  return logits

@@ -20,9 +20,6 @@ from dat_tf.attacks.transfer import Transfer
 from dat_tf.errors import UserError
 from dat_tf.evaluation import Evaluator
 
-# Together they take minutes: graphs of many attacks are built.
-pytestmark = pytest.mark.long
-
 SHAPE = (5, 5, 1)
 CLASSES = 5
 DUAL = {LInfinity: 1, L2: 2, L1: np.inf}
@@ -74,7 +71,7 @@ class Linear:
 
   def attacked(self, *attacks):
     evaluator = Evaluator(self, {"attack": attacks}, batch_size=8)
-    _, outcomes = evaluator(self.images, self.labels, self.ids, keep_images=True)
+    _, outcomes = evaluator(self.images, self.labels, self.ids)
     return outcomes["attack"]
 
 
@@ -84,7 +81,7 @@ def norms_of(ball, perturbation):
   return np.linalg.norm(flat, ord=order, axis=1)
 
 
-class LinearTest(tf.test.TestCase, parameterized.TestCase):
+class LinearTestCase(tf.test.TestCase, parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.two, self.many = Linear(near_classes=2), Linear()
@@ -99,6 +96,11 @@ class LinearTest(tf.test.TestCase, parameterized.TestCase):
     predicted = linear(images).numpy().argmax(axis=1)
     self.assertAllEqual(predicted != linear.labels[found], np.full(found.sum(), True))
     self.assertAllEqual(outcome.broken, outcome.norm <= ball.epsilon + 1e-6)
+    broken = outcome.broken[found]
+    self.assertAllEqual(outcome.prediction[found][broken], predicted[broken])
+    self.assertAllEqual(
+      outcome.prediction[~outcome.broken], linear.labels[~outcome.broken]
+    )
 
   def check_broken(self, linear, ball, name):
     epsilon = linear.epsilon(ball)
@@ -114,6 +116,87 @@ class LinearTest(tf.test.TestCase, parameterized.TestCase):
     ratio = outcome.norm / linear.distances(ball)
     self.assertAllInRange(ratio, 1.0 - 1e-4, most)
 
+
+class EvaluatorTest(LinearTestCase):
+  def test_what_is_nearer_than_epsilon_breaks_and_nothing_else(self):
+    self.check_broken(self.two, LInfinity, "pgd-40x2")
+
+  def test_what_is_wrong_as_it_is_stays_as_it_is(self):
+    linear = self.two
+    linear.labels[3] = 1 - linear.labels[3]
+    evaluator = Evaluator(linear, {"none": ()}, batch_size=8)
+    prediction, outcomes = evaluator(linear.images, linear.labels, linear.ids)
+    self.assertAllEqual(np.flatnonzero(prediction != linear.labels), [3])
+    none = outcomes["none"]
+    self.assertAllEqual(none.norm, np.where(np.arange(30) == 3, 0, np.inf))
+    self.assertAllEqual(none.prediction, prediction)
+    self.assertAlmostEqual(none.robust_accuracy, 29 / 30)
+
+  @parameterized.parameters(-0.1, 255.0, np.nan)
+  def test_pixels_out_of_range(self, value):
+    evaluator = Evaluator(self.two, {}, batch_size=8)
+    self.two.images[7, 2, 2] = value
+    with self.assertRaisesRegex(UserError, r"Pixels reach from .*\[0, 1\]"):
+      evaluator(self.two.images, self.two.labels, self.two.ids)
+
+  def test_all_names_make_attacks(self):
+    names = ["fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20x2"]
+    names += ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"]
+    names += ["autoattack-rand", "deepfool", "jsma"]
+    for ball in (LInfinity(0.1), L2(1.0), L1(10.0)):
+      for name in names:
+        for attack in make_attacks(name, ball):
+          self.assertEqual(attack.ball, ball)
+    for name in ("ddn", "cw-l2", "l-bfgs"):
+      self.assertEqual(make_attacks(name, L2(1.0))[0].ball, L2(1.0))
+      with self.assertRaisesRegex(UserError, "l2 norm"):
+        make_attacks(name, LInfinity(0.1))
+
+  def test_autoattack_has_the_official_budgets(self):
+    for ball, restarts, targets in (
+      (LInfinity(0.1), 1, 9),
+      (L2(1.0), 1, 9),
+      (L1(9.0), 5, 5),
+    ):
+      first, second, third, fourth = make_attacks("autoattack", ball)
+      self.assertEqual(
+        [a.num_rounds(10) for a in (first, second, third, fourth)],
+        [restarts, targets, 9, 1],
+      )
+      self.assertEqual(
+        [first.steps, second.steps, third.steps, fourth.steps], [100, 100, 100, 5000]
+      )
+      self.assertEqual(second.num_rounds(4), 3)
+    ce, dlr = make_attacks("autoattack-rand", LInfinity(0.1))
+    self.assertEqual((ce.samples, dlr.samples), (20, 20))
+
+  @parameterized.parameters(
+    ("autoatack", "autoattack"),
+    ("pgd20", "pgd-20"),
+    ("cw", "cw-l2"),
+    ("pgd-0", "pgd-20"),
+  )
+  def test_an_unknown_name_is_answered_with_the_nearest(self, name, nearest):
+    with self.assertRaisesRegex(UserError, f"No attack is called {name};.*{nearest}"):
+      make_attacks(name, L2(1.0))
+
+  def test_apgd_t_needs_four_classes(self):
+    evaluator = Evaluator(
+      lambda images: self.two(images)[:, :3],
+      {"apgd-t": make_attacks("apgd-t", L2(1.0))},
+    )
+    with self.assertRaisesRegex(UserError, "needs 4 classes, the model has 3"):
+      evaluator(self.two.images, self.two.labels, self.two.ids)
+
+  def test_logits_that_are_no_numbers_are_the_users_mistake(self):
+    evaluator = Evaluator(lambda x: self.two(x) / 0.0, {}, batch_size=8)
+    with self.assertRaisesRegex(UserError, "logits of 30 of 30 images are not finite"):
+      evaluator(self.two.images, self.two.labels, self.two.ids)
+
+
+# Together they take minutes: graphs of many attacks are built.
+@pytest.mark.long
+class LinearTest(LinearTestCase):
   @parameterized.product(
     ball=BALLS,
     name=["apgd-ce", "apgd-dlr", "apgd-t", "pgd-40x2", "bim-40", "cw-pgd-40"],
@@ -197,60 +280,6 @@ class LinearTest(tf.test.TestCase, parameterized.TestCase):
       outcome = evaluator(linear.images, linear.labels, linear.ids)[1]["attack"]
       broken[samples] = outcome.broken.sum()
     self.assertGreater(broken[20], broken[1])
-
-  def test_all_names_make_attacks(self):
-    names = ["fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20x2"]
-    names += ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"]
-    names += ["autoattack-rand", "deepfool", "jsma"]
-    for ball in (LInfinity(0.1), L2(1.0), L1(10.0)):
-      for name in names:
-        for attack in make_attacks(name, ball):
-          self.assertEqual(attack.ball, ball)
-    for name in ("ddn", "cw-l2", "l-bfgs"):
-      self.assertEqual(make_attacks(name, L2(1.0))[0].ball, L2(1.0))
-      with self.assertRaisesRegex(UserError, "l2 norm"):
-        make_attacks(name, LInfinity(0.1))
-
-  def test_autoattack_has_the_official_budgets(self):
-    for ball, restarts, targets in (
-      (LInfinity(0.1), 1, 9),
-      (L2(1.0), 1, 9),
-      (L1(9.0), 5, 5),
-    ):
-      first, second, third, fourth = make_attacks("autoattack", ball)
-      self.assertEqual(
-        [a.num_rounds(10) for a in (first, second, third, fourth)],
-        [restarts, targets, 9, 1],
-      )
-      self.assertEqual(
-        [first.steps, second.steps, third.steps, fourth.steps], [100, 100, 100, 5000]
-      )
-      self.assertEqual(second.num_rounds(4), 3)
-    ce, dlr = make_attacks("autoattack-rand", LInfinity(0.1))
-    self.assertEqual((ce.samples, dlr.samples), (20, 20))
-
-  @parameterized.parameters(
-    ("autoatack", "autoattack"),
-    ("pgd20", "pgd-20"),
-    ("cw", "cw-l2"),
-    ("pgd-0", "pgd-20"),
-  )
-  def test_an_unknown_name_is_answered_with_the_nearest(self, name, nearest):
-    with self.assertRaisesRegex(UserError, f"No attack is called {name};.*{nearest}"):
-      make_attacks(name, L2(1.0))
-
-  def test_apgd_t_needs_four_classes(self):
-    evaluator = Evaluator(
-      lambda images: self.two(images)[:, :3],
-      {"apgd-t": make_attacks("apgd-t", L2(1.0))},
-    )
-    with self.assertRaisesRegex(UserError, "needs 4 classes, the model has 3"):
-      evaluator(self.two.images, self.two.labels, self.two.ids)
-
-  def test_logits_that_are_no_numbers_are_the_users_mistake(self):
-    evaluator = Evaluator(lambda x: self.two(x) / 0.0, {}, batch_size=8)
-    with self.assertRaisesRegex(UserError, "logits of 30 of 30 images are not finite"):
-      evaluator(self.two.images, self.two.labels, self.two.ids)
 
   def test_a_transfer_attack_sees_only_the_source(self):
     ball = L2(self.two.epsilon(L2))

@@ -1,0 +1,126 @@
+"""Signs that an evaluation promises more robustness than there is.
+
+After the flags of AutoAttack and RobustBench (Croce et al., NeurIPS Datasets 2021), the
+marks of obfuscated gradients of Athalye et al. (ICML 2018), and the checklist of
+Carlini et al., "On evaluating adversarial robustness" (2019). A warning proves nothing,
+and none proves nothing either: they say where to look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dat_tf.evaluation import outcomes
+from dat_tf.evaluation.outcomes import Rows
+
+Warnings = list[dict[str, str]]
+
+# Shares of the images that may be otherwise without a warning.
+_FEW = 0.01
+# AutoAttack's: of the examples that Square breaks after the others.
+_SQUARE = 0.002
+# AutoAttack's: of the logits' norm. A GPU that adds in another order stays below it.
+_RANDOM = 1e-4
+
+
+def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
+  """What the measurements of `probes.probe` warn of.
+
+  Args:
+    probes: their result, or empty.
+
+  Returns:
+    For each warning `check`, a short name, and `message`, what it means.
+  """
+  found: dict[str, str] = {}
+  if not probes:
+    return []
+  zero = float(probes["zero_gradient"])
+  if zero > _FEW:
+    found["zero_gradient"] = (
+      f"the gradient is zero at {zero:.0%} of the images that are classified right. "
+      "Attacks that follow it stand still there, and the model looks more robust than "
+      "it is: evaluate square too, and look for rounding or saturated logits"
+    )
+  if float(probes["random_difference"]) > _RANDOM:
+    found["random_outputs"] = (
+      "the same images give other logits when they are classified again. One gradient "
+      "then points anywhere: evaluate autoattack-rand, which takes the mean of many"
+    )
+  epsilons, accuracy = probes["epsilons"], probes["epsilon_accuracy"]
+  noise = probes["noise_accuracy"]
+  worst = int(np.argmax(accuracy - noise))
+  if accuracy[worst] - noise[worst] > _FEW:
+    found["weaker_than_noise"] = (
+      f"random noise of size {epsilons[worst]:.3g} leaves {noise[worst]:.1%} of the "
+      f"images right, PGD {accuracy[worst]:.1%}. The gradient misleads PGD: trust no "
+      "attack that follows it"
+    )
+  grey, chance = float(probes["grey_accuracy"]), float(probes["chance"])
+  if grey > chance:
+    found["robust_to_anything"] = (
+      f"under PGD with epsilon {probes['grey_epsilon']:.3g}, which can turn every image"
+      f" into the same grey one, {grey:.1%} of the images stay right, more than chance "
+      f"({chance:.1%}). So PGD fails there, and may fail at the run's epsilon too"
+    )
+  first, last = float(probes["steps_loss"][0]), float(probes["steps_loss"][-1])
+  if not last > first * (1.0 + 1e-4):
+    found["loss_does_not_rise"] = (
+      f"after {probes['steps'][-1]} steps PGD's loss is {last:.3g}, and {first:.3g} at "
+      "its random start. Its steps lead nowhere: the gradient is masked"
+    )
+  return _warnings(found)
+
+
+def from_outcomes(
+  tables: Mapping[str, Rows], probes: Mapping[str, np.ndarray]
+) -> Warnings:
+  """What the outcomes of attacks warn of.
+
+  Args:
+    tables: by the attack's name rows, all of the same examples in the same order, and
+      `sequence`, the names of the attacks that it consists of.
+    probes: of `probes.probe`, or empty.
+  """
+  found = {}
+  by_square, by_others, others = [], [], False
+  for name, rows in tables.items():
+    sequence = list(rows["sequence"])
+    broken = ~outcomes.robust(rows)
+    square = sequence.index("square") if "square" in sequence else -2
+    by_square.append(broken & (rows["attack"] == square))
+    by_others.append(broken & (rows["attack"] != square))
+    others = others or len(set(sequence) - {"square"}) > 0
+    if probes:
+      _, ours, theirs = np.intersect1d(
+        rows["example_id"], probes["example_id"], return_indices=True
+      )
+      stronger = (probes["noise_broken"][theirs] & ~broken[ours]).sum()
+      if stronger > _FEW * max(len(ours), 1):
+        found[f"{name}_weaker_than_noise"] = (
+          f"random noise breaks {stronger} of {len(ours)} images that withstand "
+          f"{name}. It is too weak an attack to tell of robustness"
+        )
+  only = int((np.any(by_square, axis=0) & ~np.any(by_others, axis=0)).sum())
+  count = len(by_square[0]) if by_square else 0
+  if others and only > max(1, _SQUARE * count):
+    found["black_box_is_stronger"] = (
+      f"{only} of {count} images are broken by square, which sees no gradient, and by "
+      "nothing else. The other attacks are weak, or the gradient is masked"
+    )
+  return _warnings(found)
+
+
+def _warnings(found: Mapping[str, str]) -> Warnings:
+  return [
+    {"check": check, "message": message[0].upper() + message[1:] + "."}
+    for check, message in found.items()
+  ]
+
+
+def show(warnings: Warnings) -> None:
+  """Prints warnings, a line each."""
+  for warning in warnings:
+    print(f"Warning: {warning['message']}", flush=True)

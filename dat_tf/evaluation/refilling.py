@@ -1,0 +1,151 @@
+"""One attack on many examples, in a batch that stays full.
+
+Work is a queue of (example, round of the attack). A batch of fixed shape has slots; a
+slot whose example is broken, or whose round is over, takes the next from the queue,
+while the others go on with their rounds. So what is hard costs, what is easy does not.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Callable, NamedTuple, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from dat_tf import hashing
+from dat_tf.attacks import iterative
+
+# Steps between two looks at what is broken: a look costs time, and a step of an example
+# that need not be attacked any more is lost.
+_STEPS_PER_CALL = 4
+
+
+class Portion(NamedTuple):
+  """Examples that wait: images, labels, logits and keys, arrays [N, ...]."""
+
+  images: np.ndarray
+  labels: np.ndarray
+  logits: np.ndarray
+  keys: np.ndarray
+
+  def batch(self, slots: np.ndarray) -> iterative.Examples:
+    """Those in the slots, int [B, 2]: example and round."""
+    index, rounds = slots[:, 0], slots[:, 1]
+    keys = self.keys[index]
+    return iterative.Examples(
+      images=tf.constant(self.images[index]),
+      labels=tf.constant(self.labels[index]),
+      keys=hashing.stream_keys(rounds, keys[:, 0], keys[:, 1]),
+      logits=tf.constant(self.logits[index]),
+      rounds=tf.constant(rounds),
+    )
+
+
+@dataclasses.dataclass
+class Found:
+  """The results of one attack's rounds, of N examples."""
+
+  norm: np.ndarray
+  round: np.ndarray
+  images: np.ndarray
+
+
+class Runner:
+  """One attack."""
+
+  def __init__(
+    self,
+    classifier: iterative.Classifier,
+    attack: iterative.Iterative,
+    batch_size: int,
+  ):
+    self.epsilon = attack.ball.epsilon
+    self._attack, self._batch_size = attack, batch_size
+    self._refill = tf.function(
+      lambda examples, state, fresh: {
+        name: iterative.select(fresh, value, state[name])
+        for name, value in attack.start(examples).items()
+      }
+    )
+    self._steps: Callable[..., iterative.State] = tf.function(
+      lambda *arguments: iterative.run(attack, classifier, *arguments)
+    )
+
+  def run(self, portion: Portion, indices: np.ndarray) -> Found:
+    """Attacks the examples of these indices."""
+    attack, batch_size = self._attack, self._batch_size
+    found = Found(
+      np.full(len(portion.images), np.inf, np.float32),
+      np.full(len(portion.images), -1, np.int32),
+      portion.images.copy(),
+    )
+    rounds = attack.num_rounds(portion.logits.shape[1])
+    # All examples' first round comes first: most that break do so there.
+    queue = collections.deque(
+      (index, number) for number in range(rounds) for index in indices
+    )
+    slots = np.zeros((batch_size, 2), np.int32)  # example, round
+    k = np.zeros(batch_size, np.int32)
+    busy = np.zeros(batch_size, bool)
+    state: Optional[iterative.State] = None
+    while True:
+      fresh = np.zeros(batch_size, bool)
+      for slot in np.flatnonzero(~busy):
+        item = self._next(queue, found)
+        if item is not None:
+          slots[slot], k[slot] = item, 0
+          busy[slot] = fresh[slot] = True
+      if not busy.any():
+        return found
+      if fresh.any():
+        examples = portion.batch(slots)
+        if state is None:  # shapes only: all slots are overwritten
+          state, fresh = attack.start(examples), np.ones_like(fresh)
+        state = self._refill(examples, state, tf.constant(fresh))
+      k[~busy] = 0  # idle: whatever it computes is not looked at
+      steps = min(_STEPS_PER_CALL, attack.num_steps - k.max())
+      state = self._steps(examples, state, tf.constant(k), tf.constant(steps, tf.int32))
+      k += steps
+      norm = state["norm"].numpy()
+      over = busy & ((norm <= attack.stop_norm) | (k >= attack.num_steps))
+      if over.any():
+        self._keep(found, slots, state, norm, np.flatnonzero(over))
+        busy &= ~over
+        # What an earlier round has broken need not be attacked any further.
+        busy &= ~self._is_settled(found, slots[:, 0], slots[:, 1])
+
+  def _next(self, queue: collections.deque, found: Found) -> Optional[tuple[int, int]]:
+    while queue:
+      index, number = queue.popleft()
+      if not self._is_settled(found, index, number):
+        return index, number
+    return None
+
+  def _is_settled(self, found: Found, index: np.ndarray, number: np.ndarray) -> bool:
+    # An earlier round that is still under way goes on, so that the result is that of
+    # the first round that succeeds, in whichever order they end.
+    return (found.norm[index] <= self._attack.stop_norm) & (found.round[index] < number)
+
+  def _keep(
+    self,
+    found: Found,
+    slots: np.ndarray,
+    state: iterative.State,
+    norm: np.ndarray,
+    over: np.ndarray,
+  ) -> None:
+    adversarial = state["adversarial"].numpy()  # once: a slice of a tensor costs more
+    for slot in over:
+      index, number = slots[slot]
+      if self._rank(norm[slot], number) < self._rank(
+        found.norm[index], found.round[index]
+      ):
+        found.norm[index], found.round[index] = norm[slot], number
+        found.images[index] = adversarial[slot]
+
+  def _rank(self, norm: float, number: int) -> tuple[bool, float, int]:
+    """Smaller is better: the first success, otherwise the smallest norm."""
+    success = norm <= self._attack.stop_norm
+    return not success, 0.0 if success else norm, number

@@ -1,0 +1,202 @@
+"""Classifiers of a user's own, from a Keras model or a SavedModel.
+
+model = UserModel("resnet.keras", input_range=(0, 255), probabilities=True)
+model.check(images, num_classes=10)
+logits = model(images)                      # of images in [0, 1]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any, Callable
+
+import numpy as np
+import tensorflow as tf
+
+from dat_tf.errors import UserError
+
+# How far the probabilities of all classes may be from 1 together.
+_SUM_TOLERANCE = 1e-3
+
+
+class UserModel:
+  """A model as attacks take it: images in [0, 1] to logits."""
+
+  def __init__(
+    self,
+    path: str,
+    input_range: tuple[float, float] = (0.0, 1.0),
+    probabilities: bool = False,
+  ):
+    """Loads a model.
+
+    Args:
+      path: whatever `tf.keras.models.load_model` opens, or a SavedModel with one
+        signature, or with `serving_default`, from one tensor of images to logits. Of
+        several outputs that which is called `logits` or `probabilities` is taken.
+      input_range: the model's pixels for black and white.
+      probabilities: whether it gives probabilities. Logits are then their logarithms.
+
+    Raises:
+      UserError: it cannot be loaded, or is not of that kind.
+    """
+    self._path, self._range, self._probabilities = path, input_range, probabilities
+    if not tf.io.gfile.exists(path):
+      raise self._mistake("there is no such file or directory", "mend the path")
+    try:
+      self._call, self._input = self._load()
+    except UserError:
+      raise
+    except Exception as error:  # a model of any kind may fail in any way
+      raise self._mistake(
+        f"it cannot be loaded ({_first_line(error)})",
+        "export it as a SavedModel with a signature from images to logits",
+      ) from error
+
+  def __call__(self, images: tf.Tensor) -> tf.Tensor:
+    """Logits, float32 [B, classes], of images [B, H, W, C] in [0, 1]."""
+    low, high = self._range
+    outputs = tf.cast(self._call(low + (high - low) * images), tf.float32)
+    if self._probabilities:
+      return tf.math.log(tf.maximum(outputs, np.finfo(np.float32).tiny))
+    return outputs
+
+  def check(self, images: np.ndarray, num_classes: int) -> None:
+    """Tries the model on a batch of the size and shape that it will get.
+
+    Args:
+      images: float32 [B, H, W, C] in [0, 1], as the data are.
+      num_classes: of the data.
+
+    Raises:
+      UserError: it takes images of another shape, gives numbers for other classes or
+        what was not stated, logits or probabilities, or it has no gradient.
+    """
+    if self._input is not None and not self._input.is_compatible_with(images.shape):
+      wanted, given = (
+        " x ".join("any" if size is None else str(size) for size in shape)
+        for shape in (self._input, images.shape)
+      )
+      raise self._mistake(
+        f"it takes images of {wanted} numbers, and would get {given}",
+        "give the data that it is for, --image_size, or another --global_batch_size",
+      )
+    batch = tf.constant(images)
+    try:
+      with tf.GradientTape() as tape:
+        tape.watch(batch)
+        logits = self(batch)
+        best = tf.reduce_sum(tf.reduce_max(logits, axis=-1))
+    except UserError:
+      raise
+    except Exception as error:
+      raise self._mistake(
+        f"it does not take the images, {images.shape} ({_first_line(error)})",
+        "give a model from images to logits, and the data that it is for",
+      ) from error
+    if logits.shape != (len(images), num_classes):
+      raise self._mistake(
+        f"for {len(images)} images it gives numbers of the shape {logits.shape}, and "
+        f"--num_classes={num_classes}",
+        "give a model with as many logits as the data have classes",
+      )
+    self._check_kind((tf.exp(logits) if self._probabilities else logits).numpy())
+    try:
+      gradient = tape.gradient(best, batch)
+    except LookupError:  # an operation without one
+      gradient = None
+    if gradient is None:
+      raise self._mistake(
+        "its output cannot be differentiated by the image",
+        "take out what rounds or casts on the way, such as uint8",
+      )
+
+  def _check_kind(self, outputs: np.ndarray) -> None:
+    """Raises UserError if probabilities were said to be logits, or logits them."""
+    sums = outputs.sum(axis=1)
+    if self._probabilities == bool(
+      np.all(outputs >= 0) and np.all(np.abs(sums - 1.0) < _SUM_TOLERANCE)
+    ):
+      return
+    if self._probabilities:
+      raise self._mistake(
+        f"it gives no probabilities: those of the first image add up to {sums[0]:g}",
+        "drop --probabilities, which says so",
+      )
+    raise self._mistake(
+      "it gives probabilities, of all classes together 1, where logits are expected",
+      "set --probabilities, or better give the model without its last softmax",
+    )
+
+  def _load(self) -> tuple[Callable[[tf.Tensor], tf.Tensor], Any]:
+    """The model's function of its own pixels, and the shape that it takes, if known."""
+    saved = os.path.join(self._path, "saved_model.pb")
+    of_keras = os.path.join(self._path, "keras_metadata.pb")
+    if tf.io.gfile.exists(saved) and not tf.io.gfile.exists(of_keras):
+      return self._from_signature(tf.saved_model.load(self._path))
+    model = tf.keras.models.load_model(self._path, compile=False)
+    inputs = getattr(model, "inputs", None) or [None]
+    if len(inputs) > 1:
+      raise self._mistake(f"it has {len(inputs)} inputs", "give one that takes images")
+
+    def call(images: tf.Tensor) -> tf.Tensor:
+      return self._chosen(model(images, training=False))
+
+    return call, getattr(inputs[0], "shape", None)
+
+  def _from_signature(
+    self, loaded: Any
+  ) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.TensorShape]:
+    signatures = dict(loaded.signatures)
+    signature = signatures.get("serving_default")
+    if signature is None and len(signatures) == 1:
+      (signature,) = signatures.values()
+    inputs = signature.structured_input_signature[1] if signature else {}
+    if signature is None or len(inputs) != 1:
+      raise self._mistake(
+        "it is a SavedModel without a signature of one input",
+        "save it with a signature from images to logits",
+      )
+    ((name, spec),) = inputs.items()
+    self._loaded = loaded  # its variables live as long as it does
+
+    def call(images: tf.Tensor) -> tf.Tensor:
+      return self._chosen(signature(**{name: tf.cast(images, spec.dtype)}))
+
+    return call, spec.shape
+
+  def _chosen(self, outputs: Any) -> tf.Tensor:
+    """The one output that counts."""
+    kind = "probabilities" if self._probabilities else "logits"
+    if isinstance(outputs, dict) and kind in outputs:
+      return outputs[kind]
+    values = tf.nest.flatten(outputs)
+    if len(values) != 1:
+      raise self._mistake(
+        f"it has {len(values)} outputs, none of them called {kind}", "give one of one"
+      )
+    return values[0]
+
+  def _mistake(self, what: str, remedy: str) -> UserError:
+    return UserError(f"--model_path={self._path}: {what}; {remedy}.")
+
+
+def fingerprint(path: str) -> str:
+  """A hash of all that is in a file, or in the files of a directory."""
+  digest = hashlib.sha256()
+  paths = [path]
+  if tf.io.gfile.isdir(path):
+    walked = sorted(tf.io.gfile.walk(path))
+    paths = [os.path.join(here, name) for here, _, names in walked for name in names]
+  for each in sorted(paths):
+    digest.update(os.path.relpath(each, path).encode())
+    with tf.io.gfile.GFile(each, "rb") as file:
+      while block := file.read(2**20):
+        digest.update(block)
+  return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")

@@ -1,0 +1,197 @@
+"""Models of a user's own: what is taken, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from dat_tf.errors import UserError
+from dat_tf.evaluation import UserModel, user_model
+
+SHAPE, CLASSES = (3, 4, 1), 3
+IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype("f4")
+KERNEL = np.random.default_rng(1).normal(size=(12, CLASSES)).astype("f4")
+
+
+def logits(images):
+  return np.asarray(images).reshape(-1, 12) @ KERNEL
+
+
+def softmax(x):
+  powers = np.exp(x.astype("f8"))
+  return powers / powers.sum(axis=1, keepdims=True)
+
+
+def keras_model(*last, shape=SHAPE, first=()):
+  layers = tf.keras.layers
+  dense = layers.Dense(CLASSES, use_bias=False)
+  model = tf.keras.Sequential(
+    [tf.keras.Input(shape), *first, layers.Flatten(), dense, *last]
+  )
+  if shape == SHAPE:
+    dense.set_weights([KERNEL])
+  return model
+
+
+class Plain(tf.Module):
+  """What `tf.saved_model.save` makes a SavedModel without Keras of."""
+
+  def __init__(self):
+    super().__init__()
+    self.kernel = tf.Variable(KERNEL)
+
+  def signature(self, function, dtype=tf.float32, shape=(None, *SHAPE)):
+    spec = tf.TensorSpec(shape, dtype, "pixels")
+    return tf.function(function, input_signature=[spec])
+
+  def logits(self, pixels):
+    return tf.reshape(tf.cast(pixels, tf.float32), [-1, 12]) @ self.kernel
+
+
+class UserModelTest(tf.test.TestCase, parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = tempfile.mkdtemp(dir=self.get_temp_dir())
+
+  def path(self, name="model"):
+    return os.path.join(self.folder, name)
+
+  def saved(self, model, name="model.keras", **settings):
+    model.save(self.path(name), **settings)
+    return self.path(name)
+
+  def plain(self, function, name="serving_default", **spec):
+    module = Plain()
+    signature = module.signature(lambda x: function(module, x), **spec)
+    tf.saved_model.save(module, self.path(), signatures={name: signature})
+    return self.path()
+
+  def assert_refused(self, model, pattern, images=IMAGES, num_classes=CLASSES):
+    with self.assertRaisesRegex(UserError, pattern) as caught:
+      model().check(images, num_classes)
+    self.assertNotIn("\n", str(caught.exception))
+    self.assertIn(f"--model_path={self.folder}", str(caught.exception))
+
+  def assert_taken(self, model):
+    model.check(IMAGES, CLASSES)
+    self.assertAllClose(tf.function(model)(IMAGES), logits(IMAGES), atol=1e-5)
+
+  @parameterized.parameters(("model.keras", {}), ("model.h5", {}), ("model", {"f": 1}))
+  def test_what_keras_saves(self, name, settings):
+    form = {"save_format": "tf"} if settings else {}
+    self.assert_taken(UserModel(self.saved(keras_model(), name, **form)))
+
+  def test_inference_mode(self):
+    noise = tf.keras.layers.Dropout(0.9)
+    self.assert_taken(UserModel(self.saved(keras_model(noise))))
+
+  @parameterized.parameters("serving_default", "classify")
+  def test_a_saved_model_with_a_signature(self, name):
+    path = self.plain(lambda module, x: {"output": module.logits(x)}, name)
+    self.assert_taken(UserModel(path))
+
+  def test_of_several_outputs_the_one_that_is_named(self):
+    def both(module, x):
+      outputs = module.logits(x)
+      return {"probabilities": tf.nn.softmax(outputs), "logits": outputs}
+
+    path = self.plain(both)
+    self.assert_taken(UserModel(path))
+    model = UserModel(path, probabilities=True)
+    model.check(IMAGES, CLASSES)
+    self.assertAllClose(model(IMAGES), np.log(softmax(logits(IMAGES))), atol=1e-5)
+
+  @parameterized.parameters((0, 255), (-1, 1))
+  def test_input_range(self, low, high):
+    model = UserModel(self.saved(keras_model()), (low, high))
+    self.assertAllClose(
+      model(IMAGES), logits(low + (high - low) * IMAGES), rtol=1e-4, atol=1e-3
+    )
+
+  def test_probabilities_become_logits_that_are_finite(self):
+    path = self.saved(keras_model(tf.keras.layers.Softmax()))
+    model = UserModel(path, (0, 1e4), probabilities=True)
+    model.check(IMAGES, CLASSES)
+    found = model(IMAGES).numpy()
+    self.assertAllEqual(found.argmax(axis=1), logits(IMAGES).argmax(axis=1))
+    self.assertAllInRange(found, -90.0, 0.0)
+
+  def test_half_precision_gives_float32(self):
+    cast = tf.keras.layers.Activation("linear", dtype="float16")
+    self.assertEqual(UserModel(self.saved(keras_model(cast)))(IMAGES).dtype, tf.float32)
+
+  def test_probabilities_passed_as_logits(self):
+    path = self.saved(keras_model(tf.keras.layers.Softmax()))
+    self.assert_refused(lambda: UserModel(path), "gives probabilities.*--probabilities")
+
+  def test_logits_passed_as_probabilities(self):
+    path = self.saved(keras_model())
+    self.assert_refused(
+      lambda: UserModel(path, probabilities=True), "no probabilities.*drop --prob"
+    )
+
+  def test_logits_that_add_up_to_one_are_logits(self):
+    shift = tf.keras.layers.Lambda(
+      lambda x: x + (1.0 - tf.reduce_sum(x, axis=1, keepdims=True)) / CLASSES
+    )
+    model = UserModel(self.saved(keras_model(shift), "model", save_format="tf"))
+    model.check(IMAGES, CLASSES)
+
+  @parameterized.parameters("model.keras", "missing.keras")
+  def test_no_model(self, name):
+    with open(self.path("model.keras"), "w", encoding="utf-8") as file:
+      file.write("no model\n")
+    self.assert_refused(lambda: UserModel(self.path(name)), "cannot be|no such file")
+
+  def test_another_image_shape(self):
+    path = self.saved(keras_model(shape=(28, 28, 3)))
+    self.assert_refused(
+      lambda: UserModel(path), "images of any x 28 x 28 x 3.*would get 5 x 3 x 4 x 1"
+    )
+    path = self.plain(lambda module, x: module.logits(x), shape=(1, *SHAPE))
+    self.assert_refused(lambda: UserModel(path), "1 x 3 x 4 x 1.*--global_batch_size")
+
+  def test_another_number_of_classes(self):
+    path = self.saved(keras_model())
+    self.assert_refused(
+      lambda: UserModel(path), r"\(5, 3\), and --num_classes=10", num_classes=10
+    )
+
+  def test_a_model_of_words(self):
+    path = self.plain(
+      lambda module, x: tf.strings.length(x), dtype=tf.string, shape=(None,)
+    )
+    self.assert_refused(lambda: UserModel(path), "would get|does not take the images")
+
+  def test_several_inputs(self):
+    inputs = [tf.keras.Input(SHAPE), tf.keras.Input(SHAPE)]
+    added = tf.keras.layers.Add()(inputs)
+    outputs = tf.keras.layers.Dense(CLASSES)(tf.keras.layers.Flatten()(added))
+    path = self.saved(tf.keras.Model(inputs, outputs))
+    self.assert_refused(lambda: UserModel(path), "2 inputs")
+
+  def test_several_outputs(self):
+    path = self.plain(lambda module, x: {"a": module.logits(x), "b": module.logits(x)})
+    self.assert_refused(
+      lambda: UserModel(path), "2 outputs, none of them called logits"
+    )
+
+  def test_what_cannot_be_differentiated(self):
+    path = self.plain(lambda module, x: module.logits(x), dtype=tf.uint8)
+    self.assert_refused(lambda: UserModel(path, (0, 255)), "cannot be differentiated")
+
+  def test_the_fingerprint_is_of_the_weights(self):
+    prints = []
+    for bias in (0.0, 0.0, 1e-6):
+      module = Plain()
+      module.kernel.assign_add(bias * tf.ones_like(module.kernel))
+      path = self.path()
+      signature = module.signature(module.logits)
+      tf.saved_model.save(module, path, signatures={"serving_default": signature})
+      prints.append(user_model.fingerprint(path))
+      self.assertEqual(user_model.fingerprint(path), prints[-1])
+    self.assertNotEqual(prints[1], prints[2])

@@ -1,0 +1,189 @@
+"""Whole evaluations by --attacks, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dat_tf import config as config_lib
+from dat_tf.attacks import LInfinity, make_attacks
+from dat_tf.cluster import Cluster
+from dat_tf.data import writing
+from dat_tf.evaluation import Evaluator
+from workers import run_workers
+
+SHAPE, CLASSES, SIZES = (8, 8, 1), 10, (30, 7, 15)
+COUNT = sum(SIZES)
+ATTACKS = "pgd-5x2", "cw-pgd-5"
+
+
+def _run(flags):
+  from dat_tf import training
+
+  config = config_lib.parse(["run_dat.py", *flags])
+  training.run(config, Cluster.from_environment())
+
+
+def _interrupted(flags):
+  """Ends each worker when it has written its first portion of the second attack."""
+  from dat_tf.evaluation.outcomes import Store
+
+  add = Store.add
+
+  def add_and_stop(store, worker, rows):
+    add(store, worker, rows)
+    if store.name == ATTACKS[1]:
+      raise StopIteration
+
+  Store.add = add_and_stop
+  try:
+    _run(flags)
+  except StopIteration:
+    pass
+
+
+class WorkersTest(tf.test.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(folder.cleanup)
+    cls.folder = pathlib.Path(folder.name)
+    rng = np.random.default_rng(0)
+    cls.images = rng.integers(0, 256, (COUNT, *SHAPE), "u1")
+    layers = tf.keras.layers
+    tf.keras.utils.set_random_seed(1)
+    cls.model = tf.keras.Sequential(
+      [
+        tf.keras.Input(SHAPE),
+        layers.Rescaling(2.0, -1.0),
+        layers.Conv2D(16, 3, activation="relu"),
+        layers.Flatten(),
+        layers.Dense(CLASSES),
+      ]
+    )
+    cls.model.save(cls.folder / "model.keras")
+    logits = cls.model(cls.images / np.float32(255))
+    cls.labels = logits.numpy().argmax(axis=1)
+    cls.labels[::9] = 3
+    first = 0
+    for number, size in enumerate(SIZES):
+      part = slice(first, first + size)
+      examples = map(writing.image_example, cls.images[part], cls.labels[part])
+      writing.write_shards(examples, str(cls.folder), f"test{number}", 1)
+      first += size
+    cls.ids = np.concatenate([i * 2**32 + np.arange(n) for i, n in enumerate(SIZES)])
+
+  def flags(self, name, **more):
+    values = {
+      "mode": "evaluate",
+      "model_dir": self.folder / name,
+      "model_path": self.folder / "model.keras",
+      "test_data": self.folder / "test*",
+      "attacks": ",".join(ATTACKS),
+      "epsilon": 0.02,
+      "global_batch_size": 6,
+      "probe_images": 0,
+      **more,
+    }
+    return [f"--{key}={value}" for key, value in values.items() if value is not None]
+
+  def tables(self, name):
+    """{attack: its columns}, of the directory of a run."""
+    found = {}
+    for attack in ATTACKS:
+      with np.load(self.folder / name / "evaluation" / f"{attack}.npz") as file:
+        found[attack] = dict(file)
+    return found
+
+  def check_same(self, one, other):
+    for attack in ATTACKS:
+      for column in one[attack]:
+        self.assertAllEqual(one[attack][column], other[attack][column])
+
+  def test_two_workers_find_what_the_evaluator_finds_alone(self):
+    run_workers(_run, 2, self.flags("two", probe_images=20))
+    attacks = {name: make_attacks(name, LInfinity(0.02)) for name in ATTACKS}
+    model = self.model
+    evaluator = Evaluator(lambda x: model(x, training=False), attacks, batch_size=6)
+    # As the pipeline has them, to the last bit.
+    levels = tf.bitcast(self.images, tf.quint8)
+    images = tf.quantization.dequantize(levels, 0.0, 1.0, "MIN_COMBINED").numpy()
+    prediction, outcomes = evaluator(images, self.labels, self.ids)
+    results = json.loads((self.folder / "two" / "results.json").read_text())
+    for attack, table in self.tables("two").items():
+      outcome = outcomes[attack]
+      self.assertAllEqual(table["example_id"], self.ids)
+      self.assertAllEqual(table["label"], self.labels)
+      self.assertAllEqual(table["prediction"], prediction)
+      self.assertAllEqual(table["norm"], outcome.norm)
+      self.assertAllEqual(table["attack"], outcome.attack)
+      self.assertAllEqual(table["adversarial_prediction"], outcome.prediction)
+      self.assertIn(outcome.broken.sum(), range(10, COUNT))
+      self.assertAlmostEqual(
+        results["robust_accuracy"][attack], outcome.robust_accuracy
+      )
+    self.assertAlmostEqual(
+      results["standard_accuracy"], np.mean(prediction == self.labels)
+    )
+    self.assertEqual(
+      {key: results[key] for key in ("test_examples", "norm", "epsilon", "warnings")},
+      {"test_examples": COUNT, "norm": "linf", "epsilon": 0.02, "warnings": []},
+    )
+    left = os.listdir(self.folder / "two" / "evaluation")
+    self.assertCountEqual(left, ["probes.npz", *(f"{name}.npz" for name in ATTACKS)])
+    with np.load(self.folder / "two" / "evaluation" / "probes.npz") as probes:
+      self.assertAllEqual(probes["example_id"], self.ids[:20])
+    flagfile = self.folder / "two" / "config.flags"
+    self.assertEqual(config_lib.parse(["", f"--flagfile={flagfile}"]).epsilon, 0.02)
+
+  @pytest.mark.long
+  def test_one_and_three_workers_find_the_same_also_when_resumed(self):
+    run_workers(_run, 1, self.flags("one"))
+    run_workers(_interrupted, 3, self.flags("resumed"))
+    evaluation = self.folder / "resumed" / "evaluation"
+    self.assertCountEqual(
+      os.listdir(evaluation),
+      [f"{ATTACKS[0]}.npz", *(f"{ATTACKS[1]}.part-{i}.npz" for i in range(3))],
+    )
+    run_workers(_run, 2, self.flags("resumed"))
+    self.check_same(self.tables("one"), self.tables("resumed"))
+
+  @pytest.mark.long
+  def test_a_run_of_our_own(self):
+    own = {"model_path": None, "train_data": self.folder / "test*", "epochs": 1}
+    flags = self.flags("own", **own, mode="train_and_evaluate", evaluation_examples=9)
+    run_workers(_run, 2, flags)
+    results = json.loads((self.folder / "own" / "results.json").read_text())
+    self.assertEqual(results["test_examples"], 9)
+    self.assertCountEqual(results["robust_accuracy"], ATTACKS)
+    exported = tf.keras.models.load_model(self.folder / "own" / "export", compile=False)
+    images = self.images[:9] / np.float32(255)
+    for table in self.tables("own").values():
+      self.assertAllEqual(table["prediction"], exported(images).numpy().argmax(axis=1))
+    run_workers(
+      _run, 1, self.flags("own", **own, attacks="fgsm", evaluation_examples=9)
+    )
+    again = json.loads((self.folder / "own" / "results.json").read_text())
+    robust = again.pop("robust_accuracy")
+    self.assertCountEqual(robust, [*ATTACKS, "fgsm"])
+    self.assertEqual(robust, {**results.pop("robust_accuracy"), "fgsm": robust["fgsm"]})
+    self.assertEqual(again, results)
+
+  @pytest.mark.long
+  def test_mistakes_are_one_line(self):
+    for name, more, pattern in (
+      ("a", {"attacks": "pgd-5,autoatack"}, "No attack is called autoatack"),
+      ("b", {"num_classes": 12}, "--num_classes=12"),
+      ("c", {"probabilities": True}, "drop --probabilities"),
+      ("d", {"attacks": "apgd-t", "num_classes": 3}, "needs 4 classes"),
+    ):
+      with self.assertRaisesRegex(RuntimeError, f"UserError: .*{pattern}"):
+        run_workers(_run, 1, self.flags(name, **more))
+      self.assertFalse((self.folder / name).exists())
