@@ -22,9 +22,9 @@ def main(argv: Sequence[str]) -> None:
   cluster = Cluster.from_environment()
   # TensorFlow is loaded only now: a mistake in the flags shows at once.
   with quiet():
-    from dat_tf import training
+    from dat_tf import modes
   try:
-    training.run(config, cluster)
+    modes.run(config, cluster)
   except KeyboardInterrupt:
     print("Interrupted: the same command goes on from the newest checkpoint.")
     sys.exit(130)

@@ -42,6 +42,7 @@ with quiet():
   from dat_tf.models import make_model
   from dat_tf.monitoring import Progress
   from dat_tf.optimizers import make_optimizer
+  from dat_tf.run import Run
 
 import common
 
@@ -133,10 +134,10 @@ def trainer_loop(
       "--epochs=1000",
     ]
   )
-  run = training.Run(config, Cluster())
+  run = Run(config, Cluster())
   timer = _Timer()
   assert run.inputs.train is not None
-  watchers = [*run.watchers(), Progress(1000 * run.inputs.train.steps)]
+  watchers = [*training.watchers(run), Progress(1000 * run.inputs.train.steps)]
   epoch = 0
 
   def steps_of_fit(steps: int) -> float:

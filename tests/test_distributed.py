@@ -15,13 +15,14 @@ import tensorflow as tf
 
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
-from dat_tf import training
+from dat_tf import evaluating, training
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import PGD, LInfinity
 from dat_tf.checkpointing import Checkpoints
 from dat_tf.data import writing
 from dat_tf.models import batch_norm, make_model
 from dat_tf.optimizers import LAMB
+from dat_tf.run import Run
 from workers import run_workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -159,9 +160,9 @@ def _run_on_records(*flags):
   cluster = cluster_lib.Cluster.from_environment()
   flags = [flag.replace("WORKER", str(cluster.index)) for flag in flags]
   config = config_lib.parse(["run_dat.py", *flags])
-  run = training.Run(config, cluster)
-  run.train()
-  run.evaluate()
+  run = Run(config, cluster)
+  training.train(run)
+  evaluating.evaluate(run)
   return {
     "steps": run.inputs.train.steps,
     "weights": [v.numpy() for v in run.model.classifier.trainable_variables],

@@ -116,12 +116,14 @@ class NamesTest(unittest.TestCase):
     self.assertEqual(set(re.findall(r"`--(\w+)`", listed)), config_lib.MAY_CHANGE)
 
   def test_every_key_of_the_results_is_explained(self):
-    tree = ast.parse((ROOT / "dat_tf" / "training.py").read_text(encoding="utf-8"))
     written = {
       key.value
-      for node in ast.walk(tree)
-      if isinstance(node, ast.Dict) and "standard_accuracy" in ast.unparse(node)
+      for name in ("training.py", "evaluating.py")
+      for node in ast.walk(ast.parse((ROOT / "dat_tf" / name).read_text("utf-8")))
+      if isinstance(node, ast.Dict)
+      and re.search("standard_accuracy|certified_accuracy", ast.unparse(node))
       for key in node.keys
+      if key is not None
     }
     table = GUIDE[GUIDE.index("| key |") : GUIDE.index("**Modes")]
     self.assertEqual(set(re.findall(r"^\| `(\w+)`", table, re.M)), written)

@@ -27,7 +27,9 @@ LAYERS = (
   ("reporting",),
   ("adversarial_model", "parts"),
   ("early_stopping", "initialization", "inputs", "pseudo_labeling"),
-  ("training",),
+  ("run",),
+  ("training", "evaluating"),
+  ("modes",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 

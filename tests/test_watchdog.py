@@ -126,7 +126,7 @@ def _threads_of_60_steps(timeout_seconds):
 )
 class ThreadsTest(tf.test.TestCase):
   def test_collectives_leave_no_threads_behind(self):
-    # As `training.Run` makes its strategy.
+    # As `Run` makes its strategy.
     for worker in run_workers(_threads_of_60_steps, 2, 0):
       for name, grown in worker.items():
         self.assertLess(grown, 20, name)

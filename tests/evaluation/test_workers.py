@@ -24,10 +24,10 @@ ATTACKS = "pgd-5x2", "cw-pgd-5"
 
 
 def _run(flags):
-  from dat_tf import training
+  from dat_tf import modes
 
   config = config_lib.parse(["run_dat.py", *flags])
-  training.run(config, Cluster.from_environment())
+  modes.run(config, Cluster.from_environment())
 
 
 def _interrupted(flags):

@@ -19,7 +19,7 @@ import tensorflow as tf
 from PIL import Image
 
 from dat_tf import config as config_lib
-from dat_tf import training
+from dat_tf import modes
 from dat_tf.cluster import Cluster
 from dat_tf.errors import UserError
 from dat_tf.reporting import plots, runs, tables, theme, write_report
@@ -330,7 +330,7 @@ class ChangedTest(ReportTest):
       report_files.write_run(self.folder / name, plots=False)
     flags = ["", "--mode=report", f"--model_dir={self.folder}/one"]
     config = config_lib.parse([*flags, f"--runs={self.folder}/other"])
-    training.run(config, Cluster.from_environment())
+    modes.run(config, Cluster.from_environment())
     page = (self.folder / "one" / "report.html").read_text()
     self.assertIn("side by side", page)
 

@@ -1,0 +1,160 @@
+"""Measures a run's accuracy: by PGD inside Keras, or by attacks example by example."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from typing import Any, Optional
+
+import tensorflow as tf
+
+from dat_tf import config as config_lib
+from dat_tf import files, parts, pseudo_labeling
+from dat_tf.data import pipeline, records, shards
+from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey, user_model
+from dat_tf.monitoring import Progress
+from dat_tf.run import Run
+
+# Images that are attacked together, at most.
+_LARGEST_BATCH = 256
+
+
+def evaluate(run: Run) -> None:
+  """Measures clean and robust accuracy, each test image counted once."""
+  if run.config.attacks:
+    attack(run)
+    return
+  source = run.inputs.test
+  assert source is not None
+  progress = Progress(source.steps)
+  with run.explained_errors(), contextlib.closing(progress):
+    figures = run.model.evaluate(
+      run.distribute(run.inputs.evaluation_batches(source)),
+      steps=source.steps,
+      callbacks=[run.watchdog, *([progress] if run.cluster.is_chief else [])],
+      verbose=0,
+      return_dict=True,
+    )
+  robust = {f"pgd-{run.config.evaluation_attack_steps}": figures["robust_accuracy"]}
+  _write_accuracies(run, figures["accuracy"], robust, int(figures["examples"]))
+  if "certified_accuracy" in figures:
+    run.write_results({"certified_accuracy": figures["certified_accuracy"]})
+
+
+def attack(run: Run) -> None:
+  """Measures robust accuracy under each of --attacks, example by example."""
+  cluster = run.cluster
+  with run.explained_errors():
+    work = _survey(run)
+    probes = work.probe(run.config.probe_images) if cluster.is_chief else {}
+    warnings = checks.from_probes(probes)
+    checks.show(warnings)
+    tables: dict[str, outcomes.Rows] = {}
+    for name in dict.fromkeys(run.config.attacks):
+      progress = Progress(work.steps(name))
+      with contextlib.closing(progress):
+        if cluster.is_chief:
+          progress.on_test_begin()
+          work.attack(name, functools.partial(progress.on_test_batch_end, 0))
+          progress.on_test_end()
+        else:
+          work.attack(name)
+      run.wait_for_all()
+      if cluster.is_chief:
+        rows = tables[name] = work.merge(name)
+        standard = float((rows["prediction"] == rows["label"]).mean())
+        robust = float(outcomes.robust(rows).mean())
+        count = len(rows["label"])
+        print(
+          f"{name}: {robust:.2%} of {count} images stay right, of {standard:.2%} "
+          "without an attack.",
+          flush=True,
+        )
+        _write_accuracies(run, standard, {name: robust}, count, warnings)
+  if cluster.is_chief:
+    more = checks.from_outcomes(tables, probes)
+    checks.show(more)
+    run.write_results({"warnings": warnings + more})
+
+
+def _survey(run: Run) -> Survey:
+  """This worker's part of the attacks."""
+  config, cluster, source = run.config, run.cluster, run.inputs.test
+  assert source is not None
+  paths = records.match_files(config.test_data)
+  skip = config.skip_bad_records > 0
+  whole = shards.shard_files(paths, 0, 1, skip_bad_records=skip)
+  # All workers read all files, and any may meet a bad record.
+  run.inputs.test = dataclasses.replace(source, paths=paths)
+
+  def batches(shard: shards.Shard, batch_size: int) -> tf.data.Dataset:
+    return pipeline.evaluation_dataset(
+      shard,
+      run.inputs.reading_of(source, parts.make_crop(config)),
+      batch_size=batch_size,
+      batches_per_epoch=-(-shard.num_examples // batch_size),
+    )
+
+  data = survey.Data(
+    survey.first_examples(whole, config.evaluation_examples),
+    batches,
+    # The same on any number of workers.
+    min(config.global_batch_size, _LARGEST_BATCH),
+  )
+  if config.model_path:
+    model = UserModel(
+      config.model_path, config_lib.input_range(config), config.probabilities
+    )
+    model.check(data.first_batch(), config.num_classes)
+    classifier: Any = model
+    weights = user_model.fingerprint(config.model_path)
+    if cluster.is_chief:
+      config_lib.save(config)
+  else:
+    run.copy_final_weights()
+    classifier = functools.partial(run.plain, training=False)
+    weights = pseudo_labeling.fingerprint(run.plain)
+  files_read = [[os.path.basename(p), tf.io.gfile.stat(p).length] for p in paths]
+  names = "image_size", "first_label", "input_range", "probabilities"
+  return Survey(
+    os.path.join(config.model_dir, "evaluation"),
+    classifier,
+    parts.make_ball(config),
+    config.norm,
+    data,
+    config.seed,
+    [weights, files_read, *(config[name].serialize() for name in names)],
+    cluster.index,
+    cluster.num_workers,
+  )
+
+
+def _write_accuracies(
+  run: Run,
+  standard: float,
+  robust: dict[str, float],
+  test_examples: int,
+  warnings: Optional[checks.Warnings] = None,
+) -> None:
+  """Puts accuracies beside those under other attacks on the same test data."""
+  path = os.path.join(run.config.model_dir, "results.json")
+  there = json.loads(files.read_text(path) or "{}")
+  if (
+    there.get("test_examples") != test_examples
+    # Two ways to compute may disagree about an image.
+    or abs((there.get("standard_accuracy") or 0.0) - standard) > 1e-3
+  ):
+    there = {}
+  run.write_results(
+    {
+      "standard_accuracy": standard,
+      "robust_accuracy": {**there.get("robust_accuracy", {}), **robust},
+      "test_examples": test_examples,
+      "norm": run.config.norm,
+      "epsilon": run.config.epsilon,
+      "warnings": there.get("warnings", []) if warnings is None else warnings,
+    }
+  )

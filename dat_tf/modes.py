@@ -1,0 +1,135 @@
+"""What each --mode does."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import tensorflow as tf
+from absl import flags
+
+from dat_tf import cluster as cluster_lib
+from dat_tf import config as config_lib
+from dat_tf import evaluating, files, parts, pseudo_labeling, reporting, training
+from dat_tf.attacks import make_attacks
+from dat_tf.data import records
+from dat_tf.monitoring import log_evaluation
+from dat_tf.run import Run
+
+# Images that are pseudo-labelled together, at most.
+_LARGEST_BATCH = 256
+
+# What collectives raise on a worker whose peer has ended, frozen or vanished.
+_LOST_WORKER = (
+  tf.errors.UnavailableError,
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+)
+
+
+def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
+  """Does what `config.mode` says, as one of the workers of `cluster`.
+
+  Raises:
+    UserError: settings, data or model directory do not fit together.
+  """
+  if config.mode == "report":
+    if cluster.is_chief:
+      _report(config)
+    return
+  # A run that ended before its first checkpoint binds nobody.
+  if config.model_path or tf.train.latest_checkpoint(
+    os.path.join(config.model_dir, "checkpoints")
+  ):
+    config_lib.check_against_saved(config)
+  for name in config.attacks:  # which may be none
+    for attack in make_attacks(name, parts.make_ball(config)):
+      attack.num_rounds(config.num_classes)
+  try:
+    this = Run(config, cluster)
+    if config.mode in ("train", "train_and_evaluate"):
+      training.train(this)
+    elif not config.model_path:
+      this.restore()
+    if config.mode in ("evaluate", "train_and_evaluate"):
+      evaluating.evaluate(this)
+      if cluster.is_chief:
+        _log_evaluation(config)
+        _report(config)
+    if config.mode == "pseudo_label":
+      _pseudo_label(this)
+    if config.mode == "export":
+      this.export()
+      if cluster.is_chief:
+        print(f"{config.model_dir}/export: the classifier, written anew.", flush=True)
+      if config.export_formats:
+        this.export_formats()
+    this.wait_for_all()
+  except _LOST_WORKER:
+    if cluster.num_workers == 1:
+      raise
+    # This worker is not the cause; exit code 1.
+    raise SystemExit(
+      f"Worker {cluster.index} ends because another one did: see what that one printed "
+      "and start all again; they go on from the newest checkpoint."
+    ) from None
+
+
+def _log_evaluation(config: flags.FlagValues) -> None:
+  """Hands what an evaluation found to TensorBoard."""
+  text = files.read_text(os.path.join(config.model_dir, "results.json"))
+  log_evaluation(
+    os.path.join(config.model_dir, "logs"),
+    config.flag_values_dict(),
+    config.model_dir,
+    json.loads(text or "{}"),
+  )
+
+
+def _report(config: flags.FlagValues) -> None:
+  path = reporting.write_report(config.model_dir, config.runs)
+  print(f"{path}: what was measured, to look at.", flush=True)
+
+
+def _pseudo_label(run: Run) -> None:
+  """Labels this worker's part of the files of --unlabeled_data."""
+  config, source = run.config, run.inputs.unlabeled
+  assert source is not None
+  run.copy_final_weights()
+  classify = tf.function(lambda images: run.plain(images, training=False))
+  labeler = pseudo_labeling.PseudoLabeler(
+    classify,
+    source.form,
+    source.image_shape,
+    parts.make_crop(config),
+    # The same on any number of workers.
+    min(config.global_batch_size, _LARGEST_BATCH),
+    config.pseudo_labels == "soft",
+    config.confidence_threshold,
+    run.inputs.reading["first_label"],
+    config.skip_bad_records > 0,
+  )
+  paths = records.match_files(config.unlabeled_data)
+  targets = pseudo_labeling.targets(paths, config.pseudo_label_dir)
+  settings = {
+    "weights": pseudo_labeling.fingerprint(run.plain),
+    "labels": config.pseudo_labels,
+    "threshold": config.confidence_threshold,
+    "image_size": config.image_size,
+    "first_label": config.first_label,
+  }
+  cluster, is_local = run.cluster, config.data_is_local
+  pseudo_labeling.begin(config.pseudo_label_dir, settings, cluster.is_chief or is_local)
+  # Files are labelled whole, each by one worker.
+  mine = slice(None) if is_local else slice(cluster.index, None, cluster.num_workers)
+  with run.explained_errors():
+    counts = labeler.label_files(paths[mine], targets[mine], cluster.is_chief)
+  texts = cluster_lib.all_workers_texts(run.strategy, json.dumps(counts))
+  written, labeled = map(sum, zip(*map(json.loads, texts)))
+  if cluster.is_chief:
+    print(
+      f"{config.pseudo_label_dir}: {labeled} of the {written} images written now have"
+      " a pseudo-label.",
+      flush=True,
+    )

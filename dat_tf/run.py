@@ -1,0 +1,258 @@
+"""Puts a run together: strategy, data, model, optimizer, checkpoints.
+
+A run's directory holds
+
+    config.flags    its settings, a flagfile that reproduces it
+    checkpoints/    the newest few, one an epoch
+    best/           the best weights, with early stopping
+    export/         the classifier, for tf.keras.models.load_model
+    logs/           TensorBoard's
+    results.json    figures at the end of training and of evaluation
+    evaluation/     of --attacks: what became of each example, and probes
+    report.html     what was measured, to look at; its plots are in report/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+from absl import flags
+
+from dat_tf import checkpointing, exporting, parts, startup
+from dat_tf import cluster as cluster_lib
+from dat_tf import config as config_lib
+from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
+from dat_tf.communication import QuantizedAllReduce, quantizers
+from dat_tf.data import records
+from dat_tf.early_stopping import EarlyStopping
+from dat_tf.errors import UserError
+from dat_tf.inputs import Inputs
+from dat_tf.models import make_model, transfer
+from dat_tf.monitoring import update_results
+from dat_tf.watchdog import Watchdog
+
+
+class Run:
+  """One worker's part of a run. Every worker makes the same calls in the same order.
+
+  Attributes:
+    config: the settings.
+    cluster: all workers, and which of them this is.
+    strategy: what joins them.
+    inputs: files and batches.
+    model: the distributed model; there is none where --model_path is evaluated.
+    plain: a copy of its classifier that one worker alone can run.
+    checkpoints: of the model.
+    early_stopping: None if it was not asked for.
+    watchdog: to be a callback of whatever runs steps.
+  """
+
+  def __init__(self, config: flags.FlagValues, cluster: cluster_lib.Cluster):
+    """Opens the data and builds the model; nothing is written yet."""
+    self.config, self.cluster = config, cluster
+    if config.communication == "nccl" and not tf.config.list_physical_devices("GPU"):
+      raise UserError("--communication=nccl needs GPUs, and none is here: use ring.")
+    tf.keras.utils.set_random_seed(config.seed)
+    self._options = cluster_lib.communication_options(
+      config.communication,
+      config.bytes_per_pack,
+      timeout_seconds=0,  # see Watchdog
+    )
+    self.strategy = cluster_lib.make_strategy(cluster, self._options)
+    self._replicas = self.strategy.num_replicas_in_sync
+    self.watchdog = Watchdog(config.collective_timeout, cluster.index)
+    config_lib.check_same(
+      cluster_lib.all_workers_texts(self.strategy, config_lib.to_text(config))
+    )
+    surplus = config.global_batch_size % self._replicas
+    if surplus:
+      raise UserError(
+        f"--global_batch_size={config.global_batch_size} is not a multiple of the "
+        f"{self._replicas} replicas: choose one that is, such as "
+        f"{config.global_batch_size - surplus + self._replicas}."
+      )
+    self.inputs = Inputs(config, cluster, self.strategy)
+    if config.model_path:  # nothing of our own is evaluated
+      return
+    self.model, self.plain = self._build(self.inputs.image_shape)
+    tracked: dict[str, Any] = {
+      "classifier": self.model.classifier,
+      "average": self.model.average,
+    }
+    if self.inputs.train:
+      tracked["optimizer"] = self.model.optimizer
+      if isinstance(self.model.all_reduce, QuantizedAllReduce):
+        tracked["residual"] = self.model.all_reduce
+    self.checkpoints = checkpointing.Checkpoints(
+      os.path.join(config.model_dir, "checkpoints"),
+      tracked,
+      config.checkpoints_to_keep,
+      cluster.is_chief,
+    )
+    self.early_stopping = None
+    if config.early_stopping:
+      self.early_stopping = EarlyStopping(
+        os.path.join(config.model_dir, "best"),
+        self.model.classifier,
+        config.early_stopping * config.evaluate_every,
+        cluster.is_chief,
+      )
+
+  def _build(
+    self, image_shape: tuple[int, ...]
+  ) -> tuple[AdversarialModel, tf.keras.Model]:
+    """The distributed model, and a plain copy of its classifier."""
+    config, steps = self.config, self.inputs.steps_per_epoch
+    batch_shape = config.global_batch_size // self._replicas, *image_shape
+    if config.jit_compile:
+      with startup.quiet():
+        quantizers.start_compiler()
+    with self.strategy.scope():
+      classifier = make_model(
+        config.model, image_shape, config.num_classes, config.precision
+      )
+      if not config.layer_decay:
+        transfer.freeze_backbone(classifier)
+    all_reduce = None  # nothing to reduce without training
+    if self.inputs.train:
+      all_reduce = parts.make_all_reduce(
+        config, classifier.trainable_variables, self.strategy, self._options
+      )
+    with self.strategy.scope():
+      model = AdversarialModel(
+        classifier,
+        attack=parts.make_attack(config, classifier, batch_shape, steps),
+        objective=parts.make_objective(config, steps),
+        all_reduce=all_reduce,
+        evaluation_attack=parts.make_evaluation_attack(config),
+        attack_in_training_mode=config.attack_in_training_mode,
+        seed=config.seed,
+        prepare=parts.make_preparation(config),
+        accumulation=config.accumulation,
+        clip_norm=config.clip_norm,
+        average=parts.make_average(config, classifier, steps),
+        jit_compile=config.jit_compile,
+      )
+      model.compile(optimizer=parts.make_optimizer(config, classifier, steps))
+      if self.inputs.train:
+        # Slots made now are restored now.
+        model.optimizer._create_all_weights(classifier.trainable_variables)
+    return model, tf.keras.models.clone_model(model.classifier)
+
+  @property
+  def bytes_sent_per_step(self) -> int:
+    return self.model.all_reduce.bytes_sent(
+      self.model.classifier.trainable_variables, self.cluster.num_workers
+    )
+
+  def restore(self) -> None:
+    """Takes the weights of the newest checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not self.restored_epochs():
+      raise UserError(
+        f"{self.config.model_dir} holds no checkpoint: train first, with --mode=train."
+      )
+    self.take_best()
+
+  def restored_epochs(self) -> int:
+    """Restores the newest checkpoint; the epochs it has seen, 0 without one."""
+    epochs = self.checkpoints.restore()
+    most = cluster_lib.all_workers_max(self.strategy, epochs)
+    least = -cluster_lib.all_workers_max(self.strategy, -epochs)
+    if least != most:
+      raise UserError(
+        f"--model_dir={self.config.model_dir}: worker {self.cluster.index} finds a "
+        f"checkpoint of {epochs} epochs there, others of {least} to {most}; it must be "
+        "one directory that all workers share."
+      )
+    return epochs
+
+  def take_best(self) -> None:
+    """From now on the classifier has the weights that early stopping kept, if any."""
+    if self.early_stopping and self.early_stopping.best_epoch:
+      self.early_stopping.restore()
+      self.model.average = None
+
+  def export(self) -> None:
+    """Writes the classifier as a plain Keras model."""
+    self.copy_final_weights()
+    if self.cluster.is_chief:
+      exporting.export(self.plain, os.path.join(self.config.model_dir, "export"))
+
+  def export_formats(self) -> None:
+    """Writes it in the forms of --export_formats too."""
+    config = self.config
+    if self.cluster.is_chief:
+      paths = exporting.export_formats(
+        self.plain, config.model_dir, config.export_formats
+      )
+      print("\n".join(f"{path}: gives the same logits." for path in paths), flush=True)
+
+  def copy_final_weights(self) -> None:
+    """Gives the plain copy what training has made of the classifier."""
+    with self.model.final_weights():
+      checkpointing.copy_weights(self.model.classifier, self.plain)
+
+  def wait_for_all(self) -> None:
+    """Returns once every worker has called it: none is missed while still needed."""
+    cluster_lib.all_workers_max(self.strategy, 0)
+
+  def distribute(self, dataset: tf.data.Dataset) -> tf.distribute.DistributedDataset:
+    """Deals the batches of this worker's dataset to its replicas."""
+    # Without a GPU there is no device to copy batches to ahead of time.
+    options = tf.distribute.InputOptions(
+      experimental_fetch_to_device=bool(tf.config.list_logical_devices("GPU"))
+    )
+    return _iterated_quietly(
+      self.strategy.distribute_datasets_from_function(lambda context: dataset, options)
+    )
+
+  @contextlib.contextmanager
+  def explained_errors(self) -> Iterator[None]:
+    """Turns what TensorFlow says of bad data and bad numbers into one line."""
+    try:
+      yield
+    except records.DATA_ERRORS as error:
+      self.watchdog.rest()
+      diverged = re.search(re.escape(NON_FINITE) + r"\D*(\d+)", str(error))
+      if diverged:
+        raise self.diverged(f"{NON_FINITE} {diverged[1]}") from None
+      message = self.inputs.explain()
+      if message is None:
+        raise
+      raise UserError(message) from None
+
+  def diverged(self, what: str) -> UserError:
+    newest = tf.train.latest_checkpoint(
+      os.path.join(self.config.model_dir, "checkpoints")
+    )
+    return UserError(
+      f"{what}: lower --learning_rate or lengthen --warmup_epochs; last good "
+      f"checkpoint: {newest or 'none'}."
+    )
+
+  def write_results(self, figures: dict[str, Any]) -> None:
+    if self.cluster.is_chief:
+      update_results(os.path.join(self.config.model_dir, "results.json"), figures)
+
+
+def _iterated_quietly(
+  dataset: tf.distribute.DistributedDataset,
+) -> tf.distribute.DistributedDataset:
+  """Drops the warning that tf.data gives of tf.distribute's own kind of iterator."""
+
+  class Quiet(type(dataset)):  # type: ignore[misc]
+    def __iter__(self) -> Any:
+      with startup.quiet():
+        return super().__iter__()
+
+  dataset.__class__ = Quiet
+  return dataset
