@@ -33,6 +33,7 @@ def train(run: Run) -> None:
   results: dict[str, Any] = {
     "standard_accuracy": None,  # until it is evaluated
     "robust_accuracy": {},
+    "warnings": [],
     "epochs": config.epochs,
     "global_batch_size": config.global_batch_size,
     "num_workers": run.cluster.num_workers,

@@ -144,13 +144,16 @@ def _read(name: str, directory: str) -> Run:
     if arrays:
       names = [field.name for field in dataclasses.fields(Outcomes)][1:]
       found.append(Outcomes(attack, **{key: arrays[key] for key in names}))
+  # Probes belong to them: without any they may be those of earlier weights.
+  path = os.path.join(directory, "evaluation", "probes.npz")
+  probes = _read_arrays(path) if found else {}
   settings = config_lib.load(directory)
   return Run(
     name,
     results,
     settings.flag_values_dict() if settings else {},
     sorted(found, key=lambda attacked: attacked.robust.mean()),
-    _read_arrays(os.path.join(directory, "evaluation", "probes.npz")),
+    probes,
     _read_curves(os.path.join(directory, "logs")),
   )
 

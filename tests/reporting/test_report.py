@@ -301,6 +301,14 @@ class ChangedTest(ReportTest):
     self.assertNotIn("None of the checks", page)
     self.assertEqual(os.listdir(directory / "report"), [])
 
+  def test_probes_of_earlier_weights_are_left_out(self):
+    # Trained on, and not yet attacked again.
+    unknown = {"standard_accuracy": None, "robust_accuracy": {}}
+    report_files.write_run(self.folder / "on", **unknown)
+    self.assertEqual(
+      sections(self.report("on")), ["Training", "Communication", "Settings"]
+    )
+
   def test_a_run_under_way_shows_its_curves(self):
     directory = self.folder / "running"
     report_files.write_logs(directory, np.random.default_rng(0))
