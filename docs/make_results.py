@@ -290,7 +290,7 @@ def input_pipeline(figures: dict[str, Any]) -> str:
   return f"""JPEGs of 500 x 375, {figures["jpeg_kb"]:.0f} kB each, are cut, resized to
 224 x 224, flipped and batched; {figures["processes"]} cores, or processes of the
 DataLoader. Memory of ours, at most: {figures["rss_mb_start"]:.0f} MB in the first tenth
-of {figures["rss_images"]:,} images, {figures["rss_mb_end"]:.0f} MB in all.
+of {figures["rss_images"]:,.0f} images, {figures["rss_mb_end"]:.0f} MB in all.
 
 {table(rows)}"""
 
