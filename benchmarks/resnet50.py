@@ -28,6 +28,7 @@ import PIL.Image
 from absl import flags
 from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 from dat_tf.startup import run_script
 
@@ -57,9 +58,8 @@ def losses(logs: str) -> list[float]:
   tensors = accumulator.Tensors("loss")
   # It is the mean of the epoch so far, logged in every step.
   per_epoch = IMAGES // BATCH
-  return [float(np.ravel(x.tensor_proto.float_val)[0]) for x in tensors][
-    per_epoch - 1 :: per_epoch
-  ]
+  figures = [tensor_util.make_ndarray(x.tensor_proto).item() for x in tensors]
+  return figures[per_epoch - 1 :: per_epoch]
 
 
 def main(argv: list[str]) -> None:
