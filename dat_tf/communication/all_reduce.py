@@ -16,6 +16,8 @@ from typing import Any, Optional, Protocol
 
 import tensorflow as tf
 
+from dat_tf.communication.timing import arrivals, milliseconds
+
 Figures = dict[str, tf.Tensor]
 
 _BYTES_PER_PACK = 4 * 2**20
@@ -102,6 +104,7 @@ class MeanAllReduce:
     self, tensors: Sequence[tf.Tensor], names: Sequence[str], step: tf.Tensor
   ) -> tuple[list[tf.Tensor], Figures]:
     del step
+    tensors, start = arrivals(tensors)
     is_narrow = [
       self._dtype != tf.float32 and not self._full_precision(name, tensor.shape)
       for name, tensor in zip(names, tensors)
@@ -110,7 +113,8 @@ class MeanAllReduce:
     narrow = mean([tf.cast(tensor, self._dtype) for tensor in narrow], self._options)
     narrow = [tf.cast(tensor, tf.float32) for tensor in narrow]
     means = merged(narrow, mean(wide, self._options), is_narrow)
-    return means, {"reduction_ms": elapsed_ms(tensors, means)}
+    means, end = arrivals(means)
+    return means, {"reduction_ms": milliseconds(start, end)}
 
   def bytes_sent(self, variables: Sequence[tf.Variable], num_workers: int) -> int:
     payload = sum(
@@ -149,27 +153,3 @@ def mean(
 def ring_bytes(payload: int, num_workers: int) -> int:
   """A ring sends 2 (M - 1) / M of the vector: reduce-scatter, then all-gather."""
   return round(payload * 2 * (num_workers - 1) / num_workers)
-
-
-def elapsed_ms(inputs: Sequence[tf.Tensor], outputs: Sequence[tf.Tensor]) -> tf.Tensor:
-  """Milliseconds, float32, from when all inputs are there to when all outputs are.
-
-  Nothing waits for it. On a GPU it is the time until the work is queued.
-  """
-  elapsed = time_after(outputs) - time_after(inputs)
-  # The clock of the inputs may be read late.
-  return tf.cast(1000.0 * tf.maximum(elapsed, 0.0), tf.float32)
-
-
-def time_after(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-  """Seconds, float64, at the moment when all tensors are there."""
-  with tf.device("CPU:0"), tf.control_dependencies(list(tensors)):
-    # A graph runs its stateful operations, of which a clock is one, in the order in
-    # which they were written down. A call that is declared stateless is free of that.
-    clock = _clock.get_concrete_function()
-    return tf.raw_ops.PartitionedCall(args=[], Tout=[tf.float64], f=clock)[0]
-
-
-@tf.function(autograph=False)
-def _clock() -> tf.Tensor:
-  return tf.timestamp()

@@ -35,51 +35,19 @@ from dat_tf.communication.all_reduce import (
   Figures,
   FullPrecision,
   divided,
-  elapsed_ms,
   mean,
   merged,
   ring_bytes,
-  time_after,
 )
 from dat_tf.communication.collectives import Group, groups
 from dat_tf.communication.packs import Packs
 from dat_tf.communication.quantizers import Quantizer
+from dat_tf.communication.timing import Stopwatch, arrivals, milliseconds
 
 _BYTES_PER_PACK = 16 * 2**20
 
 # Buckets of the gradient in which the error of quantization is measured.
 _SAMPLED_BUCKETS = 64
-
-
-class _Stopwatch:
-  """How long parts of a graph take, by name, where several of a name may overlap."""
-
-  def __init__(self) -> None:
-    self._intervals: dict[str, list[tuple[tf.Tensor, tf.Tensor]]] = {}
-
-  def __call__(self, name: str, given: tf.Tensor, result: tf.Tensor) -> tf.Tensor:
-    interval = time_after([given]), time_after([result])
-    self._intervals.setdefault(name, []).append(interval)
-    return result
-
-  @property
-  def totals(self) -> Figures:
-    """Milliseconds, float32, during which at least one part of a name was under way."""
-    return {
-      name: _covered_ms(*map(tf.stack, zip(*intervals)))
-      for name, intervals in self._intervals.items()
-    }
-
-
-def _covered_ms(starts: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
-  """The length of the union of intervals, given in seconds, float64 [n] each."""
-  order = tf.argsort(starts)
-  starts, ends = tf.gather(starts, order), tf.gather(ends, order)
-  places = tf.range(starts.shape[0])
-  is_earlier = places < places[:, tf.newaxis]
-  covered_until = tf.reduce_max(tf.where(is_earlier, ends, starts[0]), axis=1)
-  lengths = tf.maximum(ends - tf.maximum(starts, covered_until), 0.0)
-  return tf.cast(1000.0 * tf.reduce_sum(lengths), tf.float32)
 
 
 class _Sent(NamedTuple):
@@ -104,7 +72,7 @@ class _Exchange:
 
   quantizer: Quantizer
   group: Group
-  timed: _Stopwatch
+  timed: Stopwatch
 
   def run(
     self, vectors: list[tf.Tensor], keys: list[tf.Tensor], keeps_lost: bool
@@ -142,16 +110,18 @@ class _Exchange:
     raise NotImplementedError
 
   def _encode(self, values: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-    return self.timed("encode_ms", values, self.quantizer.encode(values, keys))
+    return self.timed("encode_ms", lambda x: self.quantizer.encode(x, keys), values)
 
   def _decode(self, codes: tf.Tensor, num_values: int) -> tf.Tensor:
-    return self.timed("decode_ms", codes, self.quantizer.decode(codes, num_values))
+    return self.timed(
+      "decode_ms", lambda x: self.quantizer.decode(x, num_values), codes
+    )
 
   def _all_to_all(self, rows: tf.Tensor) -> tf.Tensor:
-    return self.timed("exchange_ms", rows, self.group.all_to_all(rows))
+    return self.timed("exchange_ms", self.group.all_to_all, rows)
 
   def _all_gather(self, row: tf.Tensor) -> tf.Tensor:
-    return self.timed("exchange_ms", row, self.group.all_gather(row))
+    return self.timed("exchange_ms", self.group.all_gather, row)
 
 
 class _GatherExchange(_Exchange):
@@ -296,11 +266,13 @@ class QuantizedAllReduce(tf.Module):
     shapes = [tensor.shape for tensor in tensors]
     with tf.init_scope():
       self.build(shapes, names)
+    tensors, start = arrivals(tensors)
     is_narrow = self._is_narrow(shapes, names)
     narrow, wide = divided(tensors, is_narrow)
     means, figures = self._quantized_means(narrow, step) if narrow else ([], {})
     means = merged(means, mean(wide, self._options), is_narrow)
-    return means, {**figures, "reduction_ms": elapsed_ms(tensors, means)}
+    means, end = arrivals(means)
+    return means, {**figures, "reduction_ms": milliseconds(start, end)}
 
   def _quantized_means(
     self, tensors: list[tf.Tensor], step: tf.Tensor
@@ -325,7 +297,7 @@ class QuantizedAllReduce(tf.Module):
       tf.range(packs.count)[:, tf.newaxis],
       tf.range(across.size),
     )
-    timed = _Stopwatch()
+    timed = Stopwatch()
     results = self._exchange(packs.length, across, timed).run(
       shares, tf.unstack(keys), bool(self.residual)
     )
@@ -344,7 +316,7 @@ class QuantizedAllReduce(tf.Module):
         residual.assign(value)
     return packs.split(means), figures
 
-  def _exchange(self, length: int, group: Group, timed: _Stopwatch) -> _Exchange:
+  def _exchange(self, length: int, group: Group, timed: Stopwatch) -> _Exchange:
     if self._two_sided:
       return _ChunkExchange(self._quantizer, group, timed, two_sided=True)
     sent = _bytes_sent(self._quantizer, length // group.size, group.size)
