@@ -356,12 +356,13 @@ def _decoded(
   Args:
     examples: As `Reading.parse` makes them, with their epochs and weights.
     reading: How they are read.
-    calls: Images that are worked on at a time; None is two a core. More than cores, so
-      that none waits while an image before which others may not go is made by another.
+    calls: Images that are worked on at a time; None is two a core, but at least as
+      many as are drawn at a time. More than cores, so that none waits while an image
+      before which others may not go is made by another, or while a batch is copied.
   """
   # What works on many examples costs less than what works on each of them.
   drawn = examples.batch(_EXAMPLES_A_CALL).map(reading.draw).unbatch()
-  return drawn.map(reading.decode, calls or 2 * num_cores())
+  return drawn.map(reading.decode, calls or max(_EXAMPLES_A_CALL, 2 * num_cores()))
 
 
 def _scaled(examples: Example) -> Example:
