@@ -18,9 +18,6 @@ from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey, user_
 from dat_tf.monitoring import Progress
 from dat_tf.run import Run
 
-# Images that are attacked together, at most.
-_LARGEST_BATCH = 256
-
 
 def evaluate(run: Run) -> None:
   """Measures clean and robust accuracy, each test image counted once."""
@@ -101,8 +98,7 @@ def _survey(run: Run) -> Survey:
   data = survey.Data(
     survey.first_examples(whole, config.evaluation_examples),
     batches,
-    # The same on any number of workers.
-    min(config.global_batch_size, _LARGEST_BATCH),
+    run.inference_batch_size,
   )
   if config.model_path:
     model = UserModel(

@@ -16,9 +16,6 @@ from dat_tf.data import records
 from dat_tf.monitoring import log_evaluation
 from dat_tf.run import Run
 
-# Images that are pseudo-labelled together, at most.
-_LARGEST_BATCH = 256
-
 # What collectives raise on a worker whose peer has ended, frozen or vanished.
 _LOST_WORKER = (
   tf.errors.UnavailableError,
@@ -103,8 +100,7 @@ def _pseudo_label(run: Run) -> None:
     source.form,
     source.image_shape,
     parts.make_crop(config),
-    # The same on any number of workers.
-    min(config.global_batch_size, _LARGEST_BATCH),
+    run.inference_batch_size,
     config.pseudo_labels == "soft",
     config.confidence_threshold,
     run.inputs.reading["first_label"],

@@ -36,6 +36,9 @@ from dat_tf.models import make_model, transfer
 from dat_tf.monitoring import update_results
 from dat_tf.watchdog import Watchdog
 
+# Images that are attacked or labelled together, at most.
+_LARGEST_BATCH = 256
+
 
 class Run:
   """One worker's part of a run. Every worker makes the same calls in the same order.
@@ -149,6 +152,14 @@ class Run:
     return self.model.all_reduce.bytes_sent(
       self.model.classifier.trainable_variables, self.cluster.num_workers
     )
+
+  @property
+  def inference_batch_size(self) -> int:
+    """Images that a worker attacks or labels together: as many on any number of them.
+
+    The last bits of a convolution depend on it.
+    """
+    return min(self.config.global_batch_size, _LARGEST_BATCH)
 
   def restore(self) -> None:
     """Takes the weights of the newest checkpoint.

@@ -83,11 +83,10 @@ class Ascent:
       size = tf.reduce_mean(tf.abs(gradient), [1, 2, 3], keepdims=True)
       velocity = self.momentum * state["velocity"]
       velocity += tf.math.divide_no_nan(gradient, size)
-    step = self.step_size * self.ball.steepest(velocity)
     return {
       "adversarial": select(better, point, state["adversarial"]),
       "norm": tf.where(fooled, self.ball.norm(point - images), float("inf")),
-      "point": self.ball.project(images, point + step),
+      "point": norms.ascend(self.ball, images, point, velocity, self.step_size),
       "velocity": velocity,
       "best_loss": tf.maximum(loss, state["best_loss"]),
     }

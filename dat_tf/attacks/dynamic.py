@@ -131,7 +131,7 @@ class Curriculum:
 
     def step(moved: tf.Tensor) -> tuple[tf.Tensor]:
       gradient = input_gradient(classifier, moved, labels, loss)
-      return (ball.project(images, moved + step_size * ball.steepest(gradient)),)
+      return (norms.ascend(ball, images, moved, gradient, step_size),)
 
     (moved,) = tf.while_loop(
       lambda moved: True, step, (start,), maximum_iterations=steps
@@ -225,8 +225,7 @@ class WarmStart:
     ball = self._attack.ball
     for _ in range(self._attack.steps):
       gradient = input_gradient(classifier, moved, labels, loss)
-      step = self._attack.step_size * ball.steepest(gradient)
-      moved = ball.project(images, moved + step)
+      moved = norms.ascend(ball, images, moved, gradient, self._attack.step_size)
     return norms.checked(ball, images, moved)
 
   def _start(

@@ -86,11 +86,12 @@ class Free(Interleaved):
     )
 
   def train(self, differentiate: Differentiate, batch: Batch) -> Pass:
-    project = self._ball.project
-    adversarial = project(batch.images, batch.images + self._delta)
+    adversarial = self._ball.project(batch.images, batch.images + self._delta)
     result = differentiate(batch, adversarial, slope_by=lambda: adversarial)
-    step = self._step_size * self._ball.steepest(result.slope)
-    self._delta.assign(project(batch.images, adversarial + step) - batch.images)
+    moved = norms.ascend(
+      self._ball, batch.images, adversarial, result.slope, self._step_size
+    )
+    self._delta.assign(moved - batch.images)
     return result
 
 
@@ -169,8 +170,8 @@ class YOPO(Interleaved):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch(moved)
       hamiltonian = tf.reduce_sum(p * self._first(moved, training=False))
-    step = self._step_size * self._ball.steepest(tape.gradient(hamiltonian, moved))
-    return self._ball.project(images, moved + step)
+    gradient = tape.gradient(hamiltonian, moved)
+    return norms.ascend(self._ball, images, moved, gradient, self._step_size)
 
 
 @dataclasses.dataclass

@@ -90,8 +90,7 @@ class MomentumPGD:
       gradient = input_gradient(classifier, moved, labels, loss)
       length = tf.reduce_sum(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
       momentum = self.decay * momentum + tf.math.divide_no_nan(gradient, length)
-      step = self.step_size * self.ball.steepest(momentum)
-      moved = self.ball.project(images, moved + step)
+      moved = norms.ascend(self.ball, images, moved, momentum, self.step_size)
     return norms.checked(self.ball, images, moved)
 
 
@@ -130,8 +129,8 @@ class GainAscent:
       with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(moved)
         total = tf.reduce_sum(gain(moved))
-      step = self.step_size * self.ball.steepest(tape.gradient(total, moved))
-      moved = self.ball.project(images, moved + step)
+      gradient = tape.gradient(total, moved)
+      moved = norms.ascend(self.ball, images, moved, gradient, self.step_size)
     return norms.checked(self.ball, images, moved)
 
 

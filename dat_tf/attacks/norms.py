@@ -223,6 +223,25 @@ class L1:
 Ball = Union[LInfinity, L2, L1]
 
 
+def ascend(
+  ball: Ball,
+  images: tf.Tensor,
+  moved: tf.Tensor,
+  gradient: tf.Tensor,
+  step_size: Union[float, tf.Tensor],
+) -> tf.Tensor:
+  """A step of projected gradient ascent: project(moved + step_size steepest(gradient)).
+
+  Args:
+    ball: the allowed perturbations of `images`.
+    images: float32 [B, H, W, C] in [0, 1].
+    moved: the points to go on from, of that shape, as all that follow.
+    gradient: by those points, of what is to grow.
+    step_size: length of the step in the ball's norm, pixel units.
+  """
+  return ball.project(images, moved + step_size * ball.steepest(gradient))
+
+
 def checked(ball: Ball, images: tf.Tensor, adversarial: tf.Tensor) -> tf.Tensor:
   """`adversarial`, once it is seen to lie in the ball and in the pixel range.
 

@@ -49,8 +49,9 @@ class Prober:
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
       logits, values, slope = gradient(point, labels)
       fooled = tf.argmax(logits, axis=1, output_type=tf.int32) != labels
-      moved = point + 2.5 * epsilon / PGD_STEPS * ball.steepest(slope)
-      return values, fooled, around(epsilon).project(images, moved)
+      step_size = 2.5 * epsilon / PGD_STEPS
+      moved = norms.ascend(around(epsilon), images, point, slope, step_size)
+      return values, fooled, moved
 
     def noisy(images: tf.Tensor, keys: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
       # A stream of its own: not PGD's start.

@@ -127,7 +127,8 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> tf.keras.Model:
     image_shape: (height, width, channels).
 
   Returns:
-    Keras model without the last layer: normalised images -> features.
+    Keras model: normalised images -> features, without the last layer; that of VGG,
+    which has dense layers before it, is whole.
 
   Raises:
     UserError: Keras has no such weights, or they cannot be downloaded.
@@ -146,7 +147,9 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> tf.keras.Model:
     )
   try:
     return _APPLICATIONS[name](
-      weights="imagenet", include_top=False, input_shape=tuple(image_shape)
+      weights="imagenet",
+      include_top=name.startswith("VGG"),
+      input_shape=tuple(image_shape),
     )
   except ValueError as error:
     raise _unsuitable(name, image_shape, error) from error

@@ -191,7 +191,12 @@ class ApplicationTest(TransferTest):
 
   def test_images_that_it_does_not_take(self):
     self.assert_refused(
-      lambda: make_pretrained("VGG16", (8, 8, 3)), "--model=VGG16", "(8, 8, 3)"
+      lambda: make_pretrained("ResNet50", (8, 8, 3)), "--model=ResNet50", "(8, 8, 3)"
+    )
+
+  def test_dense_layers_before_the_last_bind_the_size(self):
+    self.assert_refused(
+      lambda: make_pretrained("VGG16", (64, 64, 3)), "--model=VGG16", "(224, 224, 3)"
     )
 
 
