@@ -7,10 +7,15 @@ Fashion-MNIST, and evaluated: clean and PGD-50 accuracy on 2,500 test images, Au
 on the first of them. What is done stays under --work_dir and is not run again: the
 benchmark can be interrupted.
 
+Then all methods take turns of a few training steps, as in their last epoch, in one
+process. A method's time is the median over the rounds; its ratio to AT, which is PGD-10
+with a clean and an adversarial half, is the median of those of the rounds.
+
 JSON keys, METHOD a flagfile's name:
   METHOD_standard_accuracy, METHOD_pgd_50, METHOD_autoattack    0 to 1
   METHOD_certified_accuracy     0 to 1, of certified training
-  METHOD_seconds_per_epoch      of 118 steps of 128 images, once the step is compiled
+  METHOD_seconds_per_epoch      of 118 steps of 128 images
+  METHOD_time_over_at           of a step
   METHOD_epsilon, METHOD_norm   of the attacks in evaluation
   autoattack_examples           how many images AutoAttack had
 """
@@ -20,13 +25,23 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from typing import Any, Optional
+import time
+from typing import Any, Callable, Optional
 
-import common
+import numpy as np
+import tqdm
 from absl import flags
 
-from dat_tf import config as config_lib
-from dat_tf.startup import run_script
+from dat_tf.startup import quiet, run_script
+
+with quiet():
+  import tensorflow as tf
+
+  from dat_tf import config as config_lib
+  from dat_tf.cluster import Cluster
+  from dat_tf.run import Run
+
+import common
 
 _DATA = flags.DEFINE_string(
   "data", "data/fashion_mnist", "Directory of train-* and test-* TFRecords."
@@ -37,9 +52,11 @@ _WORK_DIR = flags.DEFINE_string(
 _EXAMPLES = flags.DEFINE_integer(
   "autoattack_examples", 500, "Test images for AutoAttack.", lower_bound=1
 )
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
 _ONLY = flags.DEFINE_list("only", [], "Methods to run; all unless given.")
 
-STEPS, BATCH = 118, 128
+STEPS = 118
+STEPS_A_TURN = 4
 
 
 def run(name: str) -> dict[str, Any]:
@@ -48,14 +65,7 @@ def run(name: str) -> dict[str, Any]:
   path = os.path.join(directory, f"row_{_EXAMPLES.value}.json")
   if not os.path.exists(path):
     print(f"\n{name}", flush=True)
-    data = os.path.abspath(_DATA.value)
-    settings = [
-      f"--flagfile=flags/methods/{name}.flags",
-      f"--model_dir={directory}",
-      f"--train_data={data}/train-00000-of-00004",
-      f"--test_data={data}/test-00000-of-00004",
-      "--pictures=0",
-    ]
+    settings = _settings(name)
     common.python("run_dat.py", *settings)
     results = _results(directory)
     common.python(
@@ -71,12 +81,56 @@ def run(name: str) -> dict[str, Any]:
       "pgd_50": results["robust_accuracy"]["pgd-50"],
       "autoattack": _results(directory)["robust_accuracy"]["autoattack"],
       "certified_accuracy": results.get("certified_accuracy"),
-      "seconds_per_epoch": STEPS * BATCH / results["examples_per_second"],
     }
     with open(path, "w", encoding="utf-8") as file:
       json.dump(row, file)
   with open(path, encoding="utf-8") as file:
     return json.load(file)
+
+
+def _settings(name: str) -> list[str]:
+  data = os.path.abspath(_DATA.value)
+  return [
+    f"--flagfile={common.ROOT}/flags/methods/{name}.flags",
+    f"--model_dir={os.path.abspath(os.path.join(_WORK_DIR.value, name))}",
+    f"--train_data={data}/train-00000-of-00004",
+    f"--test_data={data}/test-00000-of-00004",
+    "--pictures=0",
+  ]
+
+
+def turns_of(name: str) -> Callable[[], float]:
+  """Builds a method's training; what it returns gives the seconds of a step."""
+  config = config_lib.parse(["methods", *_settings(name)])
+  run = Run(config, Cluster())
+  step = run.model.make_train_function()
+  last = config.epochs - 1
+  # Some attacks grow from step to step.
+  run.model.optimizer.iterations.assign(last * run.inputs.steps_per_epoch)
+  batches = iter(run.distribute(run.inputs.training_batches(last)))
+
+  def turn() -> float:
+    started = time.perf_counter()
+    for _ in range(STEPS_A_TURN):
+      logs = step(batches)
+    tf.nest.map_structure(np.asarray, logs)
+    return (time.perf_counter() - started) / STEPS_A_TURN
+
+  turn()
+  return turn
+
+
+def step_times(names: list[str]) -> dict[str, np.ndarray]:
+  """Seconds of a step of each method, and of `at`, in each round."""
+  turns = {
+    name: turns_of(name)
+    for name in tqdm.tqdm(dict.fromkeys([*names, "at"]), desc="compiling")
+  }
+  rounds = [
+    {name: turn() for name, turn in turns.items()}
+    for _ in tqdm.trange(_ROUNDS.value, desc="rounds")
+  ]
+  return {name: np.array([each[name] for each in rounds]) for name in turns}
 
 
 def _results(directory: str) -> dict[str, Any]:
@@ -94,8 +148,11 @@ def main(argv: list[str]) -> None:
   names = _ONLY.value or sorted({path.stem for path in flagfiles} - {"common"})
   figures: dict[str, Any] = {"autoattack_examples": _EXAMPLES.value}
   rows = []
-  for name in names:
-    row = run(name)
+  results = {name: run(name) for name in names}
+  times = step_times(names)
+  for name, row in results.items():
+    row["seconds_per_epoch"] = STEPS * float(np.median(times[name]))
+    row["time_over_at"] = float(np.median(times[name] / times["at"]))
     figures |= {f"{name}_{key}": value for key, value in row.items()}
     rows.append(
       {
@@ -106,6 +163,7 @@ def main(argv: list[str]) -> None:
         "AutoAttack": _percent(row["autoattack"]),
         "certified": _percent(row["certified_accuracy"]),
         "s/epoch": f"{row['seconds_per_epoch']:.1f}",
+        "time / AT": f"{row['time_over_at']:.2f}",
       }
     )
   common.report(rows, figures)

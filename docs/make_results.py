@@ -319,11 +319,13 @@ def methods(figures: dict[str, Any]) -> str:
       value = figures[f"{name}_{key}"]
       row[column] = "" if value is None else f"{value:.1%}"
     row["s/epoch"] = f"{figures[f'{name}_seconds_per_epoch']:.1f}"
+    row["time / AT"] = f"{figures[f'{name}_time_over_at']:.2f}"
     rows.append(row)
   return f"""Fashion-MNIST, the first 15,000 training images, one worker, the same
 network (certified training: one without batch-norm) and number of steps, one seed;
-`flags/methods/METHOD.flags`. An epoch is 118 steps of 128 images. PGD-50 on 2,500 test
-images, AutoAttack on the first {figures["autoattack_examples"]} of them.
+`flags/methods/METHOD.flags`. PGD-50 on 2,500 test images, AutoAttack on the first
+{figures["autoattack_examples"]} of them. An epoch is 118 steps of 128 images; steps
+were timed in turns, as in the last epoch.
 
 {table(rows)}"""
 
