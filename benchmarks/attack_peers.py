@@ -2,10 +2,10 @@
 
     python attack_peers.py MODEL IN.npz OUT.json LINF L2 TIMED_IMAGES
 
-Writes by attack the norm of each image's perturbation, 0 where the image is
-misclassified as it is, 1e9 where the attack failed; as `chain` that of the timed
-attacks, each on what those before it left, of the first TIMED_IMAGES, and as `seconds`
-their time; as `names` who made each attack.
+Writes as `chain`, for the first TIMED_IMAGES, the norm of each image's perturbation by
+the timed attacks, each on what those before it left: 0 where the image is misclassified
+as it is, 1e9 where all failed; as `seconds` their time; by attack such norms of the
+other images; as `names` who made each attack.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def main() -> None:
   }
   right = correct(images, labels)
   results: dict[str, Any] = {"names": {"chain": "ART"}}
-  chain = np.where(right, FAILED, 0.0)[: int(sys.argv[6])]
+  timed = int(sys.argv[6])
+  chain = np.where(right, FAILED, 0.0)[:timed]
   started = time.perf_counter()
   for attack in (apgd_ce, apgd_t, square):
     left = np.flatnonzero(chain == FAILED)
@@ -140,9 +141,10 @@ def main() -> None:
     chain[left] = norms(attack(x, y), x, y, np.inf)
     print(f"{attack.__name__}: {time.perf_counter() - started:.0f} s", flush=True)
   results["seconds"], results["chain"] = time.perf_counter() - started, chain.tolist()
-  x, y = images[right], labels[right]
+  right = right[timed:]
+  x, y = images[timed:][right], labels[timed:][right]
   for name, (peer, order, run) in attacks.items():
-    norm = np.zeros(len(images))
+    norm = np.zeros(len(right))
     norm[right] = norms(run(x, y), x, y, order)
     results["names"][name], results[name] = peer, norm.tolist()
     print(f"{name}: {peer}, {np.mean(norm >= FAILED):.1%} unbroken", flush=True)
