@@ -12,7 +12,8 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
   Args:
     logits: [B, classes], float.
-    labels: [B] integer class numbers, or [B, classes] class probabilities.
+    labels: [B] integer class numbers, or [B, classes] class probabilities; rows may
+      also add up to something else, such as zeros for no label.
 
   Returns:
     [B], float32, at least 0.
@@ -20,7 +21,9 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   logits, labels = tf.cast(logits, tf.float32), tf.convert_to_tensor(labels)
   if labels.shape.rank == 1:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-  return tf.nn.softmax_cross_entropy_with_logits(tf.cast(labels, tf.float32), logits)
+  # TensorFlow's own takes its gradient for rows that add up to 1, whatever they do.
+  log_p = tf.nn.log_softmax(logits)
+  return -tf.reduce_sum(tf.cast(labels, tf.float32) * log_p, axis=-1)
 
 
 def hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

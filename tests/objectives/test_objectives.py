@@ -21,6 +21,11 @@ def numpy_cross_entropy(logits, probabilities):
   return log_sum - (probabilities * logits).sum(axis=1)
 
 
+def summed_cross_entropy(logits, rows):
+  """Of rows that may add up to something else than 1."""
+  return -(rows * np.log(softmax(logits))).sum(axis=1)
+
+
 class ObjectivesTest(tf.test.TestCase):
   def setUp(self):
     super().setUp()
@@ -47,6 +52,17 @@ class ObjectivesTest(tf.test.TestCase):
     self.assertAllClose(
       cross_entropy(logits, tf.constant(soft)), numpy_cross_entropy(logits, soft)
     )
+
+  def test_the_gradient_of_rows_that_do_not_add_up_to_one(self):
+    """None for zeros, twice as much for the sum of two labels."""
+    logits = tf.constant(self.logits(self.images)[:3])
+    rows = np.array([[0, 0, 0], [1, 0, 1], [0.5, 0.25, 0.25]], "f4")
+    with tf.GradientTape() as tape:
+      tape.watch(logits)
+      losses = cross_entropy(logits, rows)
+    expected = rows.sum(axis=1, keepdims=True) * softmax(logits.numpy()) - rows
+    self.assertAllClose(tape.gradient(losses, logits), expected, atol=1e-6)
+    self.assertAllClose(losses[0], 0.0)
 
   def test_hits(self):
     logits = tf.constant([[1.0, 2.0], [3.0, 0.0]])
@@ -150,6 +166,36 @@ class SemiSupervisedTest(tf.test.TestCase, parameterized.TestCase):
     inner, outer = (tape.gradient(loss, adversarial) for loss in (inner, outer))
     self.assertAllClose(inner, outer, rtol=1e-5, atol=1e-6)
     self.assertNotAllClose(inner[0], tf.zeros_like(inner[0]))
+
+  @parameterized.product(pseudo_labels=[True, False], consistency=[True, False])
+  def test_the_model_descends_the_loss(self, pseudo_labels, consistency):
+    objective = SemiSupervised(0.5, 0.3, pseudo_labels, consistency)
+    batch, start = self.batch(self.LABELS), self.kernel
+    kernel = tf.Variable(start)
+
+    def classifier(images, training):
+      return tf.reshape(images, [-1, 12]) @ kernel
+
+    with tf.GradientTape() as tape:
+      losses = objective(classifier, batch, self.adversarial).losses
+    gradient = tape.gradient(losses, kernel)
+    direction = np.random.default_rng(1).normal(size=start.shape)
+    # The targets of consistency stand still.
+    predictions = softmax(self.logits(self.images))
+
+    def total(h):
+      self.kernel = start + h * direction
+      clean, moved = self.logits(self.images), self.logits(self.adversarial)
+      rows = self.rows * (1.0 if pseudo_labels else self.IS_LABELED[:, None])
+      losses = 0.5 * summed_cross_entropy(clean, rows)
+      losses += summed_cross_entropy(moved, rows)
+      if consistency:
+        unlabeled = 1 - self.IS_LABELED[:, None]
+        losses += summed_cross_entropy(moved, unlabeled * predictions)
+      return np.sum(np.where(self.IS_LABELED > 0, 1.0, 0.3) * losses)
+
+    slope = (total(1e-5) - total(-1e-5)) / 2e-5
+    self.assertAllClose(np.sum(gradient * direction), slope, rtol=1e-4)
 
   def test_no_gradient_flows_through_the_consistency_target(self):
     objective = SemiSupervised(0.0, 1.0, pseudo_labels=False, consistency=True)
