@@ -87,6 +87,7 @@ class Inputs:
       self.unlabeled = self._open(
         config.unlabeled_data, unlabeled or per_replica, local, needs_label=False
       )
+      self._check_pseudo_labels()
     shapes = {source.image_shape for source in self._sources}
     if len(shapes) > 1:
       raise UserError(
@@ -138,6 +139,19 @@ class Inputs:
     steps = cluster_lib.all_workers_max(self._strategy, -(-batches // local_replicas))
     mine = [piece.path for piece in shard.slices]
     return Source(shard, mine, form, shape, stored_shape, steps)
+
+  def _check_pseudo_labels(self) -> None:
+    config, source = self._config, self.unlabeled
+    assert source is not None
+    if config.mode == "pseudo_label" or config.unlabeled_loss == "consistency":
+      return
+    path = records.match_files(config.unlabeled_data)[0]
+    if not records.has_labels(path, source.form, config.skip_bad_records > 0):
+      raise UserError(
+        f"{path} has no pseudo-labels, which --unlabeled_loss={config.unlabeled_loss} "
+        "needs: make them with --mode=pseudo_label, or choose "
+        "--unlabeled_loss=consistency."
+      )
 
   def _check_bad_records(self) -> None:
     """Reports the records that are left out; ends the run if they are too many."""

@@ -30,7 +30,7 @@ from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
 from dat_tf.communication import QuantizedAllReduce, quantizers
 from dat_tf.data import records
 from dat_tf.early_stopping import EarlyStopping
-from dat_tf.errors import UserError
+from dat_tf.errors import UserError, one_line
 from dat_tf.inputs import Inputs
 from dat_tf.models import make_model, transfer
 from dat_tf.monitoring import update_results
@@ -240,6 +240,14 @@ class Run:
       if message is None:
         raise
       raise UserError(message) from None
+    except tf.errors.NotFoundError as error:
+      self.watchdog.rest()
+      if not self.config.data_service:
+        raise
+      raise UserError(
+        f"--data_service={self.config.data_service}: its workers do not find the data "
+        f"({one_line(error)}): they must see the same files under the same paths."
+      ) from None
 
   def diverged(self, what: str) -> UserError:
     newest = tf.train.latest_checkpoint(

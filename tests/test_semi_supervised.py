@@ -153,6 +153,16 @@ class SemiSupervisedTest(tf.test.TestCase):
         **self.flags,
         model_dir=self.folder / "refused",
         unlabeled_data=f"{folder}/unlabeled-*",
+        unlabeled_loss="consistency",
+      )
+
+  def test_pseudo_labels_that_are_not_there_are_missed(self):
+    with self.assertRaisesRegex(RuntimeError, "no pseudo-labels, .*=consistency"):
+      run(
+        1,
+        **self.flags,
+        model_dir=self.folder / "refused",
+        unlabeled_data=self.unlabeled,
       )
 
 

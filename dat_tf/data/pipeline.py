@@ -211,8 +211,9 @@ def training_dataset(
       return decoded.map(_to_bytes).batch(_EXAMPLES_A_CALL)
 
     assert data_service is not None
-    examples = sent(_shuffled(shard, reading, shuffle_buffer, epoch), 1.0)
-    fillers = sent(_in_file_order(shard, reading).repeat(), 0.0)
+    theirs = shard.with_absolute_paths()
+    examples = sent(_shuffled(theirs, reading, shuffle_buffer, epoch), 1.0)
+    fillers = sent(_in_file_order(theirs, reading).repeat(), 0.0)
     served = service.distribute(examples, data_service).concatenate(fillers)
     return served.map(_scaled, tf.data.AUTOTUNE).unbatch().take(total)
 

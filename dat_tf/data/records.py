@@ -11,6 +11,8 @@ pseudo-label, or with a distribution over the classes as a soft one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Sequence
 from typing import Optional
 
@@ -235,6 +237,27 @@ def first_image_shape(
     ) from error
 
 
+def has_labels(
+  path: str, form: RecordForm, skip_bad_records: bool = False, number: int = 1000
+) -> bool:
+  """Whether any of the first records of a file has a label or a pseudo-label.
+
+  Args:
+    path: The file.
+    form: Its form, as `detect_form` finds it.
+    skip_bad_records: As there.
+    number: How many are looked at.
+  """
+  name = SOFT_LABEL if form.soft_classes else form.label
+  for segment in segments(path, skip_bad_records):
+    records = framing.read(path, segment.offset, segment.num_records)
+    for serialized in itertools.islice(records.as_numpy_iterator(), number):
+      feature = tf.train.Example.FromString(serialized).features.feature[name]
+      if any(feature.float_list.value) or feature.int64_list.value:
+        return True
+  return False
+
+
 def segments(path: str, skip_bad_records: bool) -> tuple[framing.Segment, ...]:
   """What of a file is to be read: all, or what a scan finds to be good."""
   return framing.scan(path)[0] if skip_bad_records else (framing.WHOLE_FILE,)
@@ -250,12 +273,21 @@ def _first_record(path: str, skip_bad_records: bool) -> Optional[bytes]:
 def match_files(patterns: str) -> list[str]:
   """The files that any of some comma-separated patterns matches, sorted.
 
+  Local directories are left out.
+
   Raises:
-    UserError: One of the patterns matches nothing.
+    UserError: One of the patterns matches no file.
   """
   files: set[str] = set()
   for pattern in patterns.split(","):
     matched = tf.io.gfile.glob(pattern.strip())
+    directories = list(filter(os.path.isdir, matched))
+    matched = [path for path in matched if path not in directories]
+    if directories and not matched:
+      raise UserError(
+        f"'{pattern.strip()}' is a directory: name the files in it, as in "
+        f"'{os.path.join(directories[0], 'train-*')}'."
+      )
     if not matched:
       raise UserError(f"No file matches '{pattern.strip()}': mend the path or pattern.")
     files.update(matched)
@@ -352,7 +384,8 @@ def _fault(
   if any(wanted not in (None, size) for wanted, size in zip(image_shape, shape)):
     return (
       f"holds an image of shape {shape}, and the run expects "
-      f"{image_shape}: write all images, for training and tests, in one shape."
+      f"{image_shape}: write all images, for training and tests, in one shape, or set "
+      "--image_size."
     )
   if form.soft_classes:
     return (

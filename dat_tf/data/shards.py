@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from dat_tf.data import framing
@@ -54,6 +55,18 @@ class Shard:
   @property
   def num_examples(self) -> int:
     return sum(piece.num_examples for piece in self.slices)
+
+  def with_absolute_paths(self) -> Shard:
+    """The same for processes that were started in other directories."""
+    return dataclasses.replace(
+      self,
+      slices=tuple(
+        piece
+        if "://" in piece.path
+        else dataclasses.replace(piece, path=os.path.abspath(piece.path))
+        for piece in self.slices
+      ),
+    )
 
 
 def shard_files(

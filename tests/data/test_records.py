@@ -219,6 +219,35 @@ class FilesTest(tf.test.TestCase, parameterized.TestCase):
     expected = [self.path(name) for name in ("a-1", "a-2", "b-1")]
     self.assertEqual(records.match_files(patterns), expected)
 
+  def test_match_files_leaves_directories_out(self):
+    write(self.path("a"), [])
+    os.mkdir(self.path("b"))
+    self.assertEqual(records.match_files(self.path("*")), [self.path("a")])
+    with self.assertRaisesRegex(UserError, r"is a directory: .*b/train-\*"):
+      records.match_files(self.path("b"))
+
+  @parameterized.parameters(
+    (0, [None, None, 3], True),
+    (0, [None, None], False),
+    (0, [], False),
+    (2, [[0.0, 0.0], [0.5, 0.5]], True),
+    (2, [[0.0, 0.0]], False),
+  )
+  def test_whether_any_record_has_a_label(self, soft_classes, labels, expected):
+    form = dataclasses.replace(
+      records.DAT, needs_label=False, soft_classes=soft_classes
+    )
+    name = records.SOFT_LABEL if soft_classes else form.label
+    name = name.replace("/", "__")
+    dtype = np.float32 if soft_classes else np.int64
+    features = [
+      {} if label is None else {name: np.array(label, dtype)} for label in labels
+    ]
+    write(self.path("a"), [example(**feature) for feature in features])
+    self.assertEqual(records.has_labels(self.path("a"), form), expected)
+    few = records.has_labels(self.path("a"), form, number=1)
+    self.assertFalse(few)
+
   def test_match_files_names_the_pattern_without_a_match(self):
     write(self.path("a"), [])
     with self.assertRaisesRegex(UserError, self.path("missing-")):

@@ -101,6 +101,17 @@ class ServiceTest(tf.test.TestCase, parameterized.TestCase):
           self.assertAllClose(found[0][0], expected[0][0], rtol=0, atol=lost)
           self.assertEqual(found[0][1], expected[0][1])
 
+  def test_a_service_that_was_started_elsewhere_finds_relative_paths(self):
+    self.shard()
+    here = os.getcwd()
+    with running("--port=0") as process:
+      address = said_address(process)
+      self.addCleanup(os.chdir, here)
+      os.chdir(self.get_temp_dir())
+      shard = shards.shard_files(records.match_files("part-*"), 0, 1)
+      served = self.examples(shard, address, epochs=1)
+      self.assertLen([k for k in served["examples"] if k[2] == 1], 29)
+
   def test_workers_added_to_a_dispatcher(self):
     shard = self.shard()
     with running("--port=0", "--num_workers=0") as dispatcher:
