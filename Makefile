@@ -10,12 +10,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 # A virtual environment half made is made anew.
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-all lint clean
+.PHONY: help install quickstart test test-all lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | \
 	  while IFS='#' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
 	@echo '  PYTHON=... is the interpreter to try first, ARGS=... are handed to the program.'
+
+install: $(VENV)/.quickstart ## make the virtual environment, no more
 
 quickstart: $(VENV)/.quickstart ## train on the digits with two workers (about two minutes)
 	@$(VENV)/bin/python benchmarks/quickstart.py $(ARGS)

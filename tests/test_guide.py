@@ -19,7 +19,7 @@ from workers import run_workers
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GUIDE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
 # Of the launcher and of pip, not of run_dat.py.
-OTHER_FLAGS = {"flagfile", "help", "num_workers"}
+OTHER_FLAGS = {"flagfile", "help", "num_workers", "source", "output_dir", "host"}
 
 
 def _network():

@@ -59,7 +59,10 @@ _TEST_FRACTION = flags.DEFINE_float(
   upper_bound=1.0,
 )
 _NUM_SHARDS = flags.DEFINE_integer(
-  "num_shards", 16, "Files for each split, at least 1.", lower_bound=1
+  "num_shards",
+  16,
+  "Files for each split, at least 1; one an image where there are fewer images.",
+  lower_bound=1,
 )
 _SEED = flags.DEFINE_integer(
   "seed", 0, "Seed of the shuffling and of the test images' draw.", lower_bound=0
@@ -135,11 +138,8 @@ def main(argv: Sequence[str]) -> None:
   make_record = functools.partial(encoded_record, class_names=classes)
   settings = {"classes": len(classes)}
   for split, items in splits.items():
-    print(
-      convert(
-        items, make_record, output, split, _NUM_SHARDS.value, seed, settings, write
-      )
-    )
+    shards = min(_NUM_SHARDS.value, len(items))
+    print(convert(items, make_record, output, split, shards, seed, settings, write))
   path = os.path.join(output, "classes.txt")
   with writing.explain_failed_writing(output), writing.complete_file(path) as temporary:
     with tf.io.gfile.GFile(temporary, "w") as file:

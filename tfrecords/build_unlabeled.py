@@ -66,7 +66,10 @@ _OUTPUT_DIR = flags.DEFINE_string(
   "output_dir", None, "Directory that the TFRecord files go to.", required=True
 )
 _NUM_SHARDS = flags.DEFINE_integer(
-  "num_shards", 16, "Files, at least 1.", lower_bound=1
+  "num_shards",
+  16,
+  "Files, at least 1; one an image where there are fewer images.",
+  lower_bound=1,
 )
 _DROP_LABELS = flags.DEFINE_bool(
   "drop_labels", False, "Leave out the labels that the source has."
@@ -171,7 +174,7 @@ def main(argv: Sequence[str]) -> None:
   write = beam.writer(_RUNNER.value, argv[1:])
   print(f"Listing the images of {_SOURCE.value} ...", flush=True)
   items, make_record, settings = list_source(_SOURCE.value, _DROP_LABELS.value)
-  shards = _NUM_SHARDS.value
+  shards = min(_NUM_SHARDS.value, len(items))
   output, seed = _OUTPUT_DIR.value, _SEED.value
   print(convert(items, make_record, output, "unlabeled", shards, seed, settings, write))
 

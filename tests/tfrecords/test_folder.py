@@ -63,6 +63,14 @@ class FolderTest(tf.test.TestCase, parameterized.TestCase):
     with open(os.path.join(self.output, "classes.txt")) as file:
       self.assertEqual(file.read().splitlines(), classes)
 
+  def test_fewer_images_than_files(self):
+    self.add_classes("train/")
+    self.add("test/Ant/one.jpg", encode(photograph(99)))
+    self.build("--num_shards=16")
+    files = sorted(os.listdir(self.output))
+    self.assertIn("train-00015-of-00016", files)
+    self.assertIn("test-00000-of-00001", files)
+
   @parameterized.parameters(
     ("val", "validation"), ("validation", "validation"), ("test", "test")
   )
