@@ -247,14 +247,22 @@ def has_labels(
     form: Its form, as `detect_form` finds it.
     skip_bad_records: As there.
     number: How many are looked at.
+
+  Returns:
+    True also where a damaged record hides the answer: training names that one.
   """
   name = SOFT_LABEL if form.soft_classes else form.label
-  for segment in segments(path, skip_bad_records):
-    records = framing.read(path, segment.offset, segment.num_records)
-    for serialized in itertools.islice(records.as_numpy_iterator(), number):
+  records = itertools.chain.from_iterable(
+    framing.read(path, segment.offset, segment.num_records).as_numpy_iterator()
+    for segment in segments(path, skip_bad_records)
+  )
+  try:
+    for serialized in itertools.islice(records, number):
       feature = tf.train.Example.FromString(serialized).features.feature[name]
       if any(feature.float_list.value) or feature.int64_list.value:
         return True
+  except (tf.errors.DataLossError, DecodeError):
+    return True
   return False
 
 

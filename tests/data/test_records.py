@@ -248,6 +248,14 @@ class FilesTest(tf.test.TestCase, parameterized.TestCase):
     few = records.has_labels(self.path("a"), form, number=1)
     self.assertFalse(few)
 
+  def test_a_damaged_record_is_for_training_to_tell_of(self):
+    form = dataclasses.replace(records.DAT, needs_label=False)
+    path = write(self.path("a"), [example(image__raw=b"1")] * 2)
+    flip_byte(path, os.path.getsize(path) - 8)
+    self.assertTrue(records.has_labels(path, form))
+    write(path, [b"no example"])
+    self.assertTrue(records.has_labels(path, form))
+
   def test_match_files_names_the_pattern_without_a_match(self):
     write(self.path("a"), [])
     with self.assertRaisesRegex(UserError, self.path("missing-")):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +15,7 @@ from absl.testing import parameterized
 
 from dat_tf.data import augment, pipeline, records, service, shards, writing
 from dat_tf.errors import UserError
+from dat_tf.run import Run
 
 SHAPE = (6, 5, 3)
 SIZES = (7, 3, 9, 4, 6)
@@ -111,6 +113,19 @@ class ServiceTest(tf.test.TestCase, parameterized.TestCase):
       shard = shards.shard_files(records.match_files("part-*"), 0, 1)
       served = self.examples(shard, address, epochs=1)
       self.assertLen([k for k in served["examples"] if k[2] == 1], 29)
+
+  def test_a_service_that_does_not_see_the_files(self):
+    shard = self.shard()
+    with running("--port=0") as process:
+      address = said_address(process)
+      for piece in shard.slices:
+        os.rename(piece.path, f"{piece.path}.away")
+      run = mock.Mock()
+      run.config.data_service = address
+      expected = f"--data_service={address}: its workers do not find the data .*paths"
+      with self.assertRaisesRegex(UserError, expected):
+        with Run.explained_errors(run):
+          self.examples(shard, address, epochs=1)
 
   def test_workers_added_to_a_dispatcher(self):
     shard = self.shard()
