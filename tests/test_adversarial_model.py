@@ -242,8 +242,8 @@ class CompilationTest(tf.test.TestCase):
       for mine, theirs in zip(compiled, weights):
         self.assertAllClose(mine, theirs, rtol=0, atol=1e-5)
       self.assertEqual(compiled_logs.keys(), logs.keys())
-      for name, values in logs.items():
-        self.assertAllClose(compiled_logs[name], values, rtol=1e-4)
+      for name in logs.keys() - {"reduction_ms"}:  # a time
+        self.assertAllClose(compiled_logs[name], logs[name], rtol=1e-4)
 
   def test_it_is_compiled_indeed(self):
     def in_python(infer, images, *_):

@@ -65,11 +65,12 @@ class FolderTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_fewer_images_than_files(self):
     self.add_classes("train/")
-    self.add("test/Ant/one.jpg", encode(photograph(99)))
+    for number, name in enumerate(("zebra", "Ant", "bee one")):
+      self.add(f"test/{name}/{number}.jpg", encode(photograph(90 + number)))
     self.build("--num_shards=16")
     files = sorted(os.listdir(self.output))
     self.assertIn("train-00015-of-00016", files)
-    self.assertIn("test-00000-of-00001", files)
+    self.assertIn("test-00002-of-00003", files)
 
   @parameterized.parameters(
     ("val", "validation"), ("validation", "validation"), ("test", "test")
