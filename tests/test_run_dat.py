@@ -74,6 +74,16 @@ def results(model_dir):
   return json.loads((model_dir / "results.json").read_text())
 
 
+def logged(model_dir, name):
+  """{(tag, step)} of what TensorBoard shows."""
+  found = set()
+  for path in (model_dir / "logs" / name).iterdir():
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+      event = tf.compat.v1.Event.FromString(record)
+      found |= {(value.tag, event.step) for value in event.summary.value}
+  return found
+
+
 def contents(folder):
   """{path: bytes} of all files below a folder."""
   files = (path for path in folder.rglob("*") if path.is_file())
@@ -225,12 +235,7 @@ class TrainedTest(ProgramTest):
     self.assert_good(self.runs["export"])
 
   def test_tensorboards_logs(self):
-    tags = {"train": set(), "test": set()}
-    for name, found in tags.items():
-      for path in (self.trained / "logs" / name).iterdir():
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-          event = tf.compat.v1.Event.FromString(record)
-          found |= {(value.tag, event.step) for value in event.summary.value}
+    tags = {name: logged(self.trained, name) for name in ("train", "test")}
     for tag in (
       "loss",
       "robust_accuracy",
@@ -408,6 +413,13 @@ class QuantizedTest(ProgramTest):
       self.assertRegex(run.stderr, r"epoch 1: 3/3 .*loss=\d")
       # One worker sends nothing.
       self.assertEqual(results(self.folder / name)["bytes_sent_per_step"], 0)
+
+  def test_tensorboard_shows_what_the_reduction_costs(self):
+    tags = {tag for tag, _ in logged(self.folder / "feedback", "train")}
+    times = {"encode_ms", "exchange_ms", "decode_ms", "reduction_ms"}
+    self.assertContainsSubset(
+      times | {"quantization_error", "bytes_sent_per_step"}, tags
+    )
 
   def test_what_quantization_lost_is_in_the_checkpoint(self):
     self.assert_good(self.more)
