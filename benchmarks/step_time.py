@@ -137,7 +137,7 @@ def trainer_loop(
   run = Run(config, Cluster())
   timer = _Timer()
   assert run.inputs.train is not None
-  watchers = [*training.watchers(run), Progress(1000 * run.inputs.train.steps)]
+  progress = Progress(1000 * run.inputs.train.steps)
   epoch = 0
 
   def steps_of_fit(steps: int) -> float:
@@ -147,7 +147,8 @@ def trainer_loop(
       initial_epoch=epoch,
       epochs=epoch + 1,
       steps_per_epoch=steps + 1,
-      callbacks=[timer, *watchers],
+      # TensorBoard's are for one training each.
+      callbacks=[timer, *training.watchers(run), progress],
       verbose=0,
     )
     epoch += 1
