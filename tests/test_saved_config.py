@@ -1,0 +1,201 @@
+"""The flags that a run keeps, and which of them a later one may change."""
+
+from __future__ import annotations
+
+import os
+from unittest import mock
+
+from absl import flags
+from absl.testing import parameterized
+from config_case import OTHER, ConfigCase, flag_values, parse
+
+from dat_tf import config as config_lib
+from dat_tf.config.definitions import define_flags
+from dat_tf.errors import UserError
+
+# The list that the documentation of a run's directory promises, written out once more.
+MAY_CHANGE = {
+  "mode",
+  "model_dir",
+  "epochs",
+  "evaluate_every",
+  "early_stopping",
+  "test_data",
+  "evaluation_attack_steps",
+  "evaluation_step_size",
+  "attacks",
+  "evaluation_examples",
+  "probe_images",
+  "log_every",
+  "pictures",
+  "checkpoints_to_keep",
+  "communication",
+  "export_formats",
+  "bytes_per_pack",
+  "collective_timeout",
+  "skip_bad_records",
+  "data_service",
+  "pseudo_label_dir",
+  "pseudo_labels",
+  "confidence_threshold",
+  "runs",
+  "profile_steps",
+}
+
+
+class SavedTest(ConfigCase):
+  def save(self, **values):
+    config = parse(**{**values, "model_dir": self.model_dir})
+    config_lib.save(config)
+    return config
+
+  def reopened(self):
+    flagfile = self.model_dir / "config.flags"
+    return config_lib.parse(["run_dat.py", f"--flagfile={flagfile}"])
+
+  def test_the_tables_name_every_flag(self):
+    values = flags.FlagValues()
+    define_flags(values)
+    rooms = values.flags_by_module_dict().values()
+    self.assertCountEqual(OTHER, [flag.name for room in rooms for flag in room])
+    self.assertEqual(config_lib.MAY_CHANGE, MAY_CHANGE)
+
+  def test_the_saved_flagfile_reproduces_every_value(self):
+    # The second time with every flag changed, but for what contradicts another.
+    fitting = {
+      "export_formats": "",
+      "decay": "step",
+      "quantization_scale": "largest",
+      "weight_perturbation": 0,
+    }
+    for values in ({}, {**OTHER, **fitting}):
+      saved = self.save(**values)
+      self.assertEqual(flag_values(self.reopened()), flag_values(saved))
+
+  def test_numbers_survive_to_the_last_bit(self):
+    thirds = {"epsilon": "1/3", "step_size": "1/30000000", "clean_weight": "1e20"}
+    self.save(**thirds)
+    values = [self.reopened()[name].value for name in thirds]
+    self.assertEqual(values, [1 / 3, 1 / 30000000, 1e20])
+
+  @parameterized.parameters(*OTHER)
+  def test_only_what_may_change_may_change(self, name):
+    common = {}
+    if name in ("penalty_weight", "clean_weight"):
+      common.update(objective="alp")
+    if name == "export_formats":
+      common.update(mode="export")
+    if name in ("model_path", "input_range", "probabilities"):
+      common.update(model_path="m", mode="evaluate", attacks="fgsm")
+    if name == "early_stopping":
+      common.update(evaluate_every=1, validation_data="v")
+    if name == "average_from_epoch":
+      common.update(weight_average="stochastic")
+    if name == "decay_epochs":
+      common.update(decay="step", decay_epochs="2,3")
+    if name == "augmentation":
+      common.update(image_size=160)
+    if name == "error_feedback":
+      common.update(all_reduce="one_sided")
+    self.save(**common)
+    config_lib.check_against_saved(parse(model_dir=self.model_dir, **common))
+    changed = parse(**{**common, "model_dir": self.model_dir, name: OTHER[name]})
+    if name == "model_dir":
+      # Moved as a whole: the flagfile inside still has the old name.
+      os.rename(self.model_dir, self.folder / OTHER[name])
+      changed.model_dir = str(self.folder / OTHER[name])
+    if name in MAY_CHANGE:
+      config_lib.check_against_saved(changed)
+      return
+    with self.assertRaises(UserError) as caught:
+      config_lib.check_against_saved(changed)
+    message = str(caught.exception)
+    self.assertRegex(message, rf"with (no )?--(no)?{name}\b.*has --(no)?{name}\b")
+    self.assertIn(str(self.model_dir), message)
+    self.assertEqual(len(message.splitlines()), 1)
+
+  def test_a_flag_without_a_value_differs_too(self):
+    self.save()
+    config = parse(model_dir=self.model_dir, mode="evaluate", train_data=None)
+    with self.assertRaisesRegex(UserError, "this run has no --train_data"):
+      config_lib.check_against_saved(config)
+
+  def test_what_is_labelled_now_was_not_trained_on(self):
+    self.save()
+    config = parse(model_dir=self.model_dir, unlabeled_data="u-*")
+    with self.assertRaisesRegex(UserError, "--unlabeled_data=u-"):
+      config_lib.check_against_saved(config)
+    config.mode = "pseudo_label"
+    config_lib.check_against_saved(config)
+
+  def test_an_object_store(self):
+    path = "ram://test_config/run"
+    config_lib.save(parse(model_dir=path))
+    config_lib.check_against_saved(parse(model_dir=path))
+    with self.assertRaisesRegex(UserError, "--epsilon=0.5"):
+      config_lib.check_against_saved(parse(model_dir=path, epsilon=0.5))
+
+  def test_a_new_directory_has_nothing_to_differ_from(self):
+    config_lib.check_against_saved(parse(model_dir=self.model_dir))
+    self.assertFalse(self.model_dir.exists())
+
+  def test_a_damaged_saved_flagfile(self):
+    self.save()
+    path = self.model_dir / "config.flags"
+    path.write_text(path.read_text() + "--nonsense=1\n")
+    with self.assertRaisesRegex(UserError, "config.flags cannot be read.*nonsense"):
+      config_lib.check_against_saved(parse(model_dir=self.model_dir))
+
+  def test_a_save_that_fails_leaves_the_old_file(self):
+    self.save()
+    old = (self.model_dir / "config.flags").read_text()
+    config = parse(model_dir=self.model_dir, epsilon=0.5)
+    broken = config["seed"]
+    with mock.patch.object(type(broken), "serialize", side_effect=KeyboardInterrupt):
+      with self.assertRaises(KeyboardInterrupt):
+        config_lib.save(config)
+    self.assertEqual((self.model_dir / "config.flags").read_text(), old)
+    config_lib.save(config)
+    self.assertEqual(self.reopened().epsilon, 0.5)
+    self.assertEqual(os.listdir(self.model_dir), ["config.flags"])
+
+  def test_a_directory_that_cannot_be_made(self):
+    file = self.folder / "file"
+    file.touch()
+    for path in (file, file / "below"):
+      with self.assertRaisesRegex(UserError, f"--model_dir={path} cannot be written"):
+        config_lib.save(parse(model_dir=path))
+
+
+class SameOnAllWorkersTest(ConfigCase):
+  def check(self, *workers):
+    config_lib.check_same([config_lib.to_text(parse(**values)) for values in workers])
+
+  def test_the_same_flags_pass(self):
+    self.check({"seed": 1}, {"seed": 1}, {"seed": 1})
+    self.check({})
+
+  def test_a_directory_may_have_another_name_on_each_worker(self):
+    self.check({"model_dir": "a"}, {"model_dir": "b"})
+    local = {"data_is_local": True}
+    self.check({**local, "train_data": "c"}, {**local, "train_data": "d"})
+    self.check({**local, "unlabeled_data": "c"}, {**local, "unlabeled_data": "d"})
+
+  @parameterized.parameters(
+    ({}, {"bits": 4}, "--bits=4", "--bits=8"),
+    ({"step_size": 0.1}, {}, "--step_size=", "--step_size=0.1"),
+    ({}, {"train_data": "d"}, "--train_data=d", "--train_data=a-"),
+    (
+      {"mode": "export", "test_data": None},
+      {"mode": "export"},
+      "=b-",
+      "no --test_data",
+    ),
+  )
+  def test_another_flag_is_named_with_its_worker(self, first, other, theirs, ours):
+    with self.assertRaises(UserError) as caught:
+      self.check(first, first, other)
+    message = str(caught.exception)
+    self.assertEqual(len(message.splitlines()), 1)
+    self.assertIn("Worker 2", message)
+    self.assertLess(message.index(theirs), message.index(ours))
