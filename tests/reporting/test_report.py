@@ -6,10 +6,7 @@ import html
 import io
 import json
 import os
-import pathlib
 import re
-import shutil
-import tempfile
 import unittest
 
 import browser
@@ -17,12 +14,13 @@ import numpy as np
 import report_files
 import tensorflow as tf
 from PIL import Image
+from report_case import ReportCase, drawn
 
 from dat_tf import config as config_lib
 from dat_tf import modes
 from dat_tf.cluster import Cluster
 from dat_tf.errors import UserError
-from dat_tf.reporting import plots, runs, tables, theme, write_report
+from dat_tf.reporting import plots, tables, theme
 
 PLOTS = {
   "epsilon_linf",
@@ -54,11 +52,6 @@ def rows(page, section):
   }
 
 
-def drawn(some):
-  """{name: matplotlib's figure}."""
-  return {plot.name: plot.draw(theme.LIGHT) for plot in some}
-
-
 def brightness(color):
   """0 to 255, of CSS' rgb(...)."""
   return np.mean([float(number) for number in re.findall(r"[\d.]+", color)[:3]])
@@ -68,29 +61,7 @@ def sections(page):
   return re.findall(r'<h2 id="[\w-]+">(.*?)</h2>', page)
 
 
-class ReportTest(tf.test.TestCase):
-  """A whole run in the directory `at`, and what is reported of it."""
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    folder = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(folder.cleanup)
-    cls.folder = pathlib.Path(folder.name)
-    cls.outcomes = report_files.write_run(cls.folder / "at")
-
-  @classmethod
-  def report(cls, into, *others):
-    """The page that is written into a directory."""
-    others = [str(cls.folder / name) for name in others]
-    return pathlib.Path(write_report(str(cls.folder / into), others)).read_text()
-
-  @classmethod
-  def read(cls, *names):
-    return runs.read_runs([str(cls.folder / name) for name in names])
-
-
-class PageTest(ReportTest):
+class PageTest(ReportCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -248,7 +219,7 @@ class PageTest(ReportTest):
     self.assertNotEqual(shown, "none")
 
 
-class ChangedTest(ReportTest):
+class ChangedTest(ReportCase):
   """Other runs, each but a part of what a run can leave."""
 
   def test_the_interval_is_wilson_s(self):
@@ -360,7 +331,7 @@ class ChangedTest(ReportTest):
     self.assertNotIn('id="plot-confusion"', page)
 
 
-class SeveralRunsTest(ReportTest):
+class SeveralRunsTest(ReportCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -404,95 +375,3 @@ class SeveralRunsTest(ReportTest):
       self.assertEqual(line.get_color(), color)
       expected = np.stack([run.probes["steps"], run.probes["steps_accuracy"]], 1)
       self.assertAllClose(line.get_xydata(), expected)
-
-
-class PlotsTest(ReportTest):
-  """The figures that are drawn are those that were measured."""
-
-  def setUp(self):
-    super().setUp()
-    (self.run_,) = self.read("at")
-    self.probes = self.run_.probes
-
-  def lines(self, figure):
-    return [line.get_xydata() for line in figure.axes[0].lines]
-
-  def test_axes_say_what_and_in_which_unit(self):
-    for some in (plots.strength_plots, plots.class_plots, plots.training_plots):
-      for name, figure in drawn(some([self.run_])).items():
-        axes = figure.axes[0]
-        self.assertGreater(len(axes.get_xlabel()), 5, name)
-        self.assertGreater(len(axes.get_title()), 3, name)
-
-  def test_epsilon(self):
-    figure = drawn(plots.strength_plots([self.run_]))["epsilon_linf"]
-    pgd, noise, radius = self.lines(figure)
-    epsilons = self.probes["epsilons"]
-    self.assertAllClose(pgd, np.stack([epsilons, self.probes["epsilon_accuracy"]], 1))
-    self.assertAllClose(noise, np.stack([epsilons, self.probes["noise_accuracy"]], 1))
-    self.assertAllClose(radius[:, 0], [0.1, 0.1])
-
-  def test_classes(self):
-    outcomes = self.outcomes["apgd-ce"]  # the most harmful
-    clean, robust = plots.by_class(self.run_)
-    for c in range(report_files.CLASSES):
-      of_class = outcomes["label"] == c
-      for name, accuracies in (
-        ("prediction", clean),
-        ("adversarial_prediction", robust),
-      ):
-        self.assertAllClose(accuracies[c], np.mean(outcomes[name][of_class] == c))
-    figure = drawn(plots.class_plots([self.run_]))["classes"]
-    hollow, filled = self.lines(figure)
-    self.assertAllClose(hollow[:, 0], clean)
-    self.assertAllClose(filled[:, 0], robust)
-
-  def test_confusion(self):
-    outcomes = self.outcomes["apgd-ce"]
-    shares = plots.confusion(self.run_)
-    for true, found in np.ndindex(shares.shape):
-      of_class = outcomes["adversarial_prediction"][outcomes["label"] == true]
-      self.assertAllClose(shares[true, found], np.mean(of_class == found))
-    axes = drawn(plots.class_plots([self.run_]))["confusion"].axes[0]
-    for text in axes.texts:
-      found, true = text.get_position()
-      self.assertEqual(text.get_text(), f"{100 * shares[true, found]:.0f}")
-
-  def test_training_curves_count_images(self):
-    figures = drawn(plots.training_plots([self.run_]))
-    (loss,) = self.lines(figures["training_loss"])
-    steps, values = self.run_.curves["train/loss"]
-    self.assertAllEqual(steps, range(2, 21, 2))
-    self.assertAllClose(loss[:, 0], 128 * steps / 1000)
-    self.assertAllClose(loss[:, 1], values)
-    self.assertIn("thousands", figures["training_loss"].axes[0].get_xlabel())
-    self.assertLen(self.lines(figures["training_accuracy"]), 4)
-
-  def test_what_a_restarted_run_wrote_again_holds(self):
-    directory = self.folder / "restarted"
-    shutil.copytree(self.folder / "at", directory)
-    directory = directory / "logs" / "train"
-    writer = tf.summary.create_file_writer(str(directory), filename_suffix=".later")
-    with writer.as_default():
-      tf.summary.scalar("loss", 77.0, 20)
-    writer.close()
-    (again,) = self.read("restarted")
-    expected = self.run_.curves["train/loss"].copy()
-    expected[1, -1] = 77
-    self.assertAllClose(again.curves["train/loss"], expected)
-
-  def test_the_surface_s_gradient_direction_is_level(self):
-    axis = self.probes["surface_gradient"]
-    self.probes["surface"] = np.tile(axis[:, None], [1, len(axis)])  # of the gradient
-    (plot,) = (p for p in plots.strength_plots([self.run_]) if p.name == "surface")
-    png = theme.to_png(plot.draw)
-    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"), float)
-    height, width = pixels.shape
-    middle = pixels[height // 2, width // 4 : width // 2]
-    self.assertGreater(middle[-1], middle[0] + 20)
-    upright = pixels[height // 3 : 2 * height // 3, width // 4 + 20]
-    self.assertLess(np.ptp(upright[10:-10]), 60)
-
-
-if __name__ == "__main__":
-  tf.test.main()
