@@ -121,6 +121,7 @@ def _make_objective(
       pseudo_labels=config.unlabeled_loss != "consistency",
       consistency=config.unlabeled_loss != "pseudo_label",
       label_smoothing=config.pseudo_label_smoothing,
+      consistency_growing=round(config.consistency_growing_epochs * steps_per_epoch),
     )
   if name == "at":
     return objectives.AdversarialTraining(config.clean_weight)

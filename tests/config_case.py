@@ -76,6 +76,7 @@ OTHER = {
   "mixing_alpha": "0.2",
   "unlabeled_loss": "both",
   "unlabeled_weight": "0.5",
+  "consistency_growing_epochs": "2.5",
   "pseudo_label_smoothing": "0.1",
   "pseudo_label_dir": "labelled",
   "pseudo_labels": "soft",

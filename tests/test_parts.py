@@ -154,7 +154,11 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
     (
       {"unlabeled_data": "u", "unlabeled_weight": 3, "unlabeled_loss": "both"},
       objectives.SemiSupervised(
-        1.0, 3.0, pseudo_labels=True, consistency=True, label_smoothing=0.0
+        1.0,
+        3.0,
+        pseudo_labels=True,
+        consistency=True,
+        consistency_growing=10 * STEPS_PER_EPOCH,
       ),
     ),
   )

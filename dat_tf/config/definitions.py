@@ -312,6 +312,9 @@ def define_flags(values: flags.FlagValues) -> None:
   objective.number(
       "unlabeled_weight", 1.0, "Weight of an unlabelled image beside a labelled one.")
   objective.number(
+      "consistency_growing_epochs", 10.0,
+      "Epochs in which the weight of consistency grows from 0 to its value.")
+  objective.number(
       "pseudo_label_smoothing", 0.0,
       "Part of a pseudo-label that is spread evenly over all classes.", below=1)
 

@@ -20,7 +20,12 @@ class SemiSupervised(Objective):
 
       labelled       lambda l(x, y) + l(x + delta, y)
       pseudo-label   w (lambda l(x, z) + l(x + delta, z))
-      consistency    w KL(p(x) || p(x + delta))
+      consistency    w r KL(p(x) || p(x + delta))
+
+  at training step t, counted from 0, with r = min(1, (t + 1) / consistency_growing). A
+  network that has learnt little satisfies consistency most easily by saying nothing
+  definite of any image: at full weight from the start, classes that look alike may
+  never come apart.
 
   Pseudo-labels are robust self-training (Carmon et al., "Unlabeled data improves
   adversarial robustness", NeurIPS 2019); consistency needs no label (the online target
@@ -39,6 +44,8 @@ class SemiSupervised(Objective):
     pseudo_labels: whether unlabelled images have the pseudo-label term.
     consistency: whether they have the consistency term.
     label_smoothing: s in [0, 1): a pseudo-label z counts as (1 - s) z + s / classes.
+    consistency_growing: training steps in which the consistency term grows from nothing
+      to its full weight, in a line; 0 if it always has it.
   """
 
   clean_weight: float = 1.0
@@ -46,6 +53,7 @@ class SemiSupervised(Objective):
   pseudo_labels: bool = True
   consistency: bool = False
   label_smoothing: float = 0.0
+  consistency_growing: int = 0
 
   def attack_targets(
     self, classifier: Callable[[tf.Tensor], tf.Tensor], batch: Batch
@@ -61,9 +69,10 @@ class SemiSupervised(Objective):
     clean_logits, adversarial_logits = tf.split(logits, 2, axis=0)
     labels = self._labels(batch, clean_logits)
     predictions = self._predictions(batch, tf.stop_gradient(clean_logits))
-    entropy = -tf.reduce_sum(tf.math.xlogy(predictions, predictions), axis=-1)
+    log_p = tf.stop_gradient(tf.nn.log_softmax(clean_logits))
     losses = self.clean_weight * cross_entropy(clean_logits, labels)
-    losses += cross_entropy(adversarial_logits, labels + predictions) - entropy
+    losses += cross_entropy(adversarial_logits, labels + predictions)
+    losses += tf.reduce_sum(predictions * log_p, axis=-1)
     weights = tf.where(batch.is_labeled > 0, 1.0, self.unlabeled_weight)
     return Evaluated(weights * losses, clean_logits, adversarial_logits)
 
@@ -81,7 +90,11 @@ class SemiSupervised(Objective):
     return tf.where(is_labeled > 0, rows, smooth)
 
   def _predictions(self, batch: Batch, logits: tf.Tensor) -> tf.Tensor:
-    """[B, classes]: what the network says of unlabelled images, else zeros."""
+    """[B, classes]: r times what the network says of unlabelled images, else zeros."""
     if not self.consistency:
       return tf.zeros_like(logits)
-    return (1 - batch.is_labeled[:, tf.newaxis]) * tf.nn.softmax(logits)
+    grown = 1.0
+    if self.consistency_growing:
+      done = tf.cast(batch.step, tf.float32) + 1.0
+      grown = tf.minimum(done / self.consistency_growing, 1.0)
+    return grown * (1 - batch.is_labeled[:, tf.newaxis]) * tf.nn.softmax(logits)

@@ -113,13 +113,13 @@ class SemiSupervisedTest(tf.test.TestCase, parameterized.TestCase):
   def logits(self, images):
     return np.reshape(images, [-1, 12]).astype("f8") @ self.kernel
 
-  def batch(self, labels):
+  def batch(self, labels, step=0):
     ones = tf.ones(6)
     return Batch(
-      self.images, tf.constant(labels), ones, None, tf.constant(self.IS_LABELED)
+      self.images, tf.constant(labels), ones, None, tf.constant(self.IS_LABELED), step
     )
 
-  def expected(self, objective, i):
+  def expected(self, objective, i, grown=1.0):
     """The loss of one example, by the equations."""
     clean, adversarial = self.logits(self.images), self.logits(self.adversarial)
     log_p, log_q = np.log(softmax(clean))[i], np.log(softmax(adversarial))[i]
@@ -132,7 +132,7 @@ class SemiSupervisedTest(tf.test.TestCase, parameterized.TestCase):
       z[self.LABELS[i]] += 1 - objective.label_smoothing
       loss -= objective.clean_weight * z @ log_p + z @ log_q
     if objective.consistency:
-      loss += np.exp(log_p) @ (log_p - log_q)
+      loss += grown * np.exp(log_p) @ (log_p - log_q)
     return objective.unlabeled_weight * loss
 
   @parameterized.product(
@@ -147,9 +147,23 @@ class SemiSupervisedTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(clean, self.logits(self.images), rtol=1e-5)
     self.assertAllClose(adversarial, self.logits(self.adversarial), rtol=1e-5)
 
-  @parameterized.product(pseudo_labels=[True, False], consistency=[True, False])
-  def test_the_attacker_climbs_the_adversarial_part(self, pseudo_labels, consistency):
-    objective = SemiSupervised(0.0, 1.0, pseudo_labels, consistency)
+  @parameterized.parameters((0, 0.25), (2, 0.75), (3, 1.0), (9, 1.0))
+  def test_consistency_grows(self, step, grown):
+    objective = SemiSupervised(0.5, 0.3, consistency=True, consistency_growing=4)
+    batch = self.batch(self.LABELS, tf.constant(step, tf.int64))
+    losses = objective(self.classifier, batch, self.adversarial).losses
+    expected = [self.expected(objective, i, grown) for i in range(6)]
+    self.assertAllClose(losses, expected, rtol=1e-5, atol=1e-6)
+
+  @parameterized.product(
+    pseudo_labels=[True, False], consistency=[True, False], growing=[0, 4]
+  )
+  def test_the_attacker_climbs_the_adversarial_part(
+    self, pseudo_labels, consistency, growing
+  ):
+    objective = SemiSupervised(
+      0.0, 1.0, pseudo_labels, consistency, consistency_growing=growing
+    )
     batch = self.batch(self.LABELS)
     adversarial = tf.constant(self.adversarial)
     targets = objective.attack_targets(self.classifier, batch)
