@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -82,3 +83,11 @@ def copy_weights(source: tf.keras.Model, target: tf.keras.Model) -> None:
   for variable, copied in zip(source.weights, target.weights):
     replicas = getattr(variable, "values", [variable])
     copied.assign(replicas[0].read_value())
+
+
+def fingerprint(classifier: tf.keras.Model) -> str:
+  """A hash of a plain model's weights."""
+  digest = hashlib.sha256()
+  for weight in classifier.get_weights():
+    digest.update(weight.tobytes())
+  return digest.hexdigest()[:16]

@@ -11,8 +11,8 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
+from dat_tf import checkpointing, files, parts
 from dat_tf import config as config_lib
-from dat_tf import files, parts, pseudo_labeling
 from dat_tf.data import pipeline, records, shards
 from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey, user_model
 from dat_tf.monitoring import Progress
@@ -112,7 +112,7 @@ def _survey(run: Run) -> Survey:
   else:
     run.copy_final_weights()
     classifier = functools.partial(run.plain, training=False)
-    weights = pseudo_labeling.fingerprint(run.plain)
+    weights = checkpointing.fingerprint(run.plain)
   files_read = [[os.path.basename(p), tf.io.gfile.stat(p).length] for p in paths]
   names = "image_size", "first_label", "input_range", "probabilities"
   return Survey(

@@ -8,9 +8,17 @@ import os
 import tensorflow as tf
 from absl import flags
 
+from dat_tf import (
+  checkpointing,
+  evaluating,
+  files,
+  parts,
+  pseudo_labeling,
+  reporting,
+  training,
+)
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
-from dat_tf import evaluating, files, parts, pseudo_labeling, reporting, training
 from dat_tf.attacks import make_attacks
 from dat_tf.data import records
 from dat_tf.monitoring import log_evaluation
@@ -109,7 +117,7 @@ def _pseudo_label(run: Run) -> None:
   paths = records.match_files(config.unlabeled_data)
   targets = pseudo_labeling.targets(paths, config.pseudo_label_dir)
   settings = {
-    "weights": pseudo_labeling.fingerprint(run.plain),
+    "weights": checkpointing.fingerprint(run.plain),
     "labels": config.pseudo_labels,
     "threshold": config.confidence_threshold,
     "image_size": config.image_size,

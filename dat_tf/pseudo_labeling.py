@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -207,11 +206,3 @@ def begin(directory: str, settings: dict[str, Any], is_chief: bool) -> None:
       f"--pseudo_label_dir={directory} cannot be written ({one_line(error)}): choose "
       "another."
     ) from None
-
-
-def fingerprint(classifier: tf.keras.Model) -> str:
-  """A hash of a plain model's weights."""
-  digest = hashlib.sha256()
-  for weight in classifier.get_weights():
-    digest.update(weight.tobytes())
-  return digest.hexdigest()[:16]
