@@ -71,7 +71,8 @@ class APGD:
     targets: number of wrong classes to aim at, the likeliest first, or as many as there
       are; 0 aims at none.
     samples: calls of the classifier whose mean loss is climbed (EOT), for a classifier
-      that draws random numbers.
+      that draws random numbers. What fools it is told by the mean of their logits: of
+      many single calls one may always err.
   """
 
   ball: norms.Ball
@@ -90,10 +91,11 @@ class APGD:
     return len(self._schedule().first)
 
   def num_rounds(self, num_classes: int) -> int:
-    if self.targets and num_classes < 4:
+    kind, needed = ("targeted DLR", 4) if self.targets else ("DLR", 3)
+    if self.loss in (losses.dlr, losses.targeted_dlr) and num_classes < needed:
       raise UserError(
-        f"The targeted DLR loss needs 4 classes, the model has {num_classes}: leave "
-        "apgd-t out, and use apgd-ce, fab-t and square."
+        f"The {kind} loss needs {needed} classes, the model has {num_classes}: use "
+        "apgd-ce, fab-t and square instead."
       )
     return self.restarts * max(min(self.targets, num_classes - 1), 1)
 

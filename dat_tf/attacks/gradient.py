@@ -95,9 +95,8 @@ def evaluated(
     classifier: from images to logits.
     images: float32 [B, H, W, C].
     loss: logits -> [B].
-    samples: calls of the classifier; loss and gradient are means of all, for a
-      classifier that draws random numbers (Athalye et al., ICML 2018: EOT). The logits
-      are those of the last call.
+    samples: calls of the classifier, of which the means are taken, for a classifier
+      that draws random numbers (Athalye et al., ICML 2018: EOT).
   """
 
   def sample() -> Evaluated:
@@ -114,12 +113,12 @@ def evaluated(
     return sample()
 
   def add(number: tf.Tensor, before: Evaluated) -> tuple[tf.Tensor, Evaluated]:
-    after = sample()
-    sums = before.loss + after.loss, before.gradient + after.gradient
-    return number + 1, Evaluated(after.logits, *sums)
+    return number + 1, Evaluated(*(x + y for x, y in zip(before, sample())))
 
-  number, sums = tf.constant(1), sample()
-  _, (logits, losses, gradients) = tf.while_loop(
-    lambda number, _: number < samples, add, (number, sums), parallel_iterations=1
+  _, sums = tf.while_loop(
+    lambda number, _: number < samples,
+    add,
+    (tf.constant(1), sample()),
+    parallel_iterations=1,
   )
-  return Evaluated(logits, losses / samples, gradients / samples)
+  return Evaluated(*(x / samples for x in sums))

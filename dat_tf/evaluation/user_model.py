@@ -57,7 +57,10 @@ class UserModel:
   def __call__(self, images: tf.Tensor) -> tf.Tensor:
     """Logits, float32 [B, classes], of images [B, H, W, C] in [0, 1]."""
     low, high = self._range
-    outputs = tf.cast(self._call(low + (high - low) * images), tf.float32)
+    pixels = low + (high - low) * _with_shaped_gradient(images)
+    outputs = tf.cast(self._call(pixels), tf.float32)
+    if not outputs.shape.is_fully_defined():
+      outputs = tf.ensure_shape(outputs, [images.shape[0], None])
     if self._probabilities:
       return tf.math.log(tf.maximum(outputs, np.finfo(np.float32).tiny))
     return outputs
@@ -180,6 +183,12 @@ class UserModel:
 
   def _mistake(self, what: str, remedy: str) -> UserError:
     return UserError(f"--model_path={self._path}: {what}; {remedy}.")
+
+
+@tf.custom_gradient
+def _with_shaped_gradient(images: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+  """The images, whose gradient has their shape even where a model has lost it."""
+  return tf.identity(images), lambda gradient: tf.reshape(gradient, tf.shape(images))
 
 
 def fingerprint(path: str) -> str:

@@ -180,13 +180,38 @@ class EvaluatorTest(LinearTestCase):
     with self.assertRaisesRegex(UserError, f"No attack is called {name};.*{nearest}"):
       make_attacks(name, L2(1.0))
 
-  def test_apgd_t_needs_four_classes(self):
+  @parameterized.parameters(("apgd-t", 4), ("apgd-dlr", 3), ("autoattack-rand", 3))
+  def test_too_few_classes(self, name, needed):
     evaluator = Evaluator(
-      lambda images: self.two(images)[:, :3],
-      {"apgd-t": make_attacks("apgd-t", L2(1.0))},
+      lambda images: self.two(images)[:, : needed - 1],
+      {name: make_attacks(name, L2(1.0))},
     )
-    with self.assertRaisesRegex(UserError, "needs 4 classes, the model has 3"):
+    with self.assertRaisesRegex(
+      UserError, f"needs {needed} classes, the model has {needed - 1}"
+    ):
       evaluator(self.two.images, self.two.labels, self.two.ids)
+
+  def test_chance_breaks_nothing(self):
+    """A classifier that no image fools, and that errs now and then."""
+    linear, broken = self.two, {}
+    right = tf.one_hot(linear.labels[:8], CLASSES)
+
+    def erring(images):
+      errs = tf.random.uniform(tf.shape(images)[:1]) < 0.05
+      # So that there is a gradient to follow.
+      zero = 1e-6 * tf.reduce_sum(images, axis=[1, 2, 3])
+      return tf.where(errs[:, None], 1.0 - right, right) + zero[:, None]
+
+    for samples in (1, 20):
+      attack = APGD(L2(0.1), losses.dlr, steps=20, samples=samples)
+      evaluator = Evaluator(erring, {"attack": (attack,)}, batch_size=8)
+      tf.random.set_seed(1)
+      prediction, outcomes = evaluator(
+        linear.images[:8], linear.labels[:8], np.arange(8)
+      )
+      broken[samples] = outcomes["attack"].broken[prediction == linear.labels[:8]]
+    self.assertGreater(broken[1].sum(), 0)
+    self.assertAllEqual(broken[20], np.zeros(len(broken[20]), bool))
 
   def test_logits_that_are_no_numbers_are_the_users_mistake(self):
     evaluator = Evaluator(lambda x: self.two(x) / 0.0, {}, batch_size=8)

@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+from dat_tf.attacks import LInfinity, make_attacks
 from dat_tf.errors import UserError
-from dat_tf.evaluation import UserModel, user_model
+from dat_tf.evaluation import Evaluator, UserModel, user_model
 
 SHAPE, CLASSES = (3, 4, 1), 3
 IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype("f4")
@@ -183,6 +184,19 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
   def test_what_cannot_be_differentiated(self):
     path = self.plain(lambda module, x: module.logits(x), dtype=tf.uint8)
     self.assert_refused(lambda: UserModel(path, (0, 255)), "cannot be differentiated")
+
+  @parameterized.parameters("pgd-2", "mi-fgsm-2", "apgd-ce", "deepfool")
+  def test_attacks_take_a_model_that_forgets_the_batch_size(self, name):
+    def halved(module, pixels):
+      return module.logits(tf.image.resize(pixels, SHAPE[:2]))
+
+    model = UserModel(self.plain(halved, shape=(None, None, None, 1)))
+    model.check(IMAGES, CLASSES)
+    attacks = {name: make_attacks(name, LInfinity(1.0))}
+    evaluator = Evaluator(model, attacks, batch_size=4)
+    labels = logits(IMAGES).argmax(axis=1)
+    _, outcomes = evaluator(IMAGES, labels, np.arange(len(IMAGES)))
+    self.assertAllEqual(outcomes[name].broken, np.full(len(IMAGES), True))
 
   def test_the_fingerprint_is_of_the_weights(self):
     prints = []
