@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import os
-from typing import Any, Optional
+from typing import Any
 
 import tensorflow as tf
 
@@ -47,9 +47,8 @@ def attack(run: Run) -> None:
   with run.explained_errors():
     work = _survey(run)
     probes = work.probe(run.config.probe_images) if cluster.is_chief else {}
-    warnings = checks.from_probes(probes)
-    checks.show(warnings)
-    tables: dict[str, outcomes.Rows] = {}
+    checks.show(checks.from_probes(probes))
+    found: checks.Warnings = []
     for name in dict.fromkeys(run.config.attacks):
       progress = Progress(work.steps(name))
       with contextlib.closing(progress):
@@ -61,7 +60,7 @@ def attack(run: Run) -> None:
           work.attack(name)
       run.wait_for_all()
       if cluster.is_chief:
-        rows = tables[name] = work.merge(name)
+        rows = work.merge(name)
         standard = float((rows["prediction"] == rows["label"]).mean())
         robust = float(outcomes.robust(rows).mean())
         count = len(rows["label"])
@@ -70,11 +69,11 @@ def attack(run: Run) -> None:
           "without an attack.",
           flush=True,
         )
-        _write_accuracies(run, standard, {name: robust}, count, warnings)
-  if cluster.is_chief:
-    more = checks.from_outcomes(tables, probes)
-    checks.show(more)
-    run.write_results({"warnings": warnings + more})
+        names = _write_accuracies(run, standard, {name: robust}, count)
+        # Of earlier evaluations too: an attack may be weak beside another.
+        found = checks.from_outcomes(work.done(names), probes)
+        run.write_results({"warnings": checks.from_probes(probes) + found})
+  checks.show(found)
 
 
 def _survey(run: Run) -> Survey:
@@ -129,13 +128,13 @@ def _survey(run: Run) -> Survey:
 
 
 def _write_accuracies(
-  run: Run,
-  standard: float,
-  robust: dict[str, float],
-  test_examples: int,
-  warnings: Optional[checks.Warnings] = None,
-) -> None:
-  """Puts accuracies beside those under other attacks on the same test data."""
+  run: Run, standard: float, robust: dict[str, float], test_examples: int
+) -> list[str]:
+  """Puts accuracies beside those under other attacks on the same test data.
+
+  Returns:
+    The names of all these attacks.
+  """
   path = os.path.join(run.config.model_dir, "results.json")
   there = json.loads(files.read_text(path) or "{}")
   if (
@@ -144,13 +143,15 @@ def _write_accuracies(
     or abs((there.get("standard_accuracy") or 0.0) - standard) > 1e-3
   ):
     there = {}
+  accuracies = {**there.get("robust_accuracy", {}), **robust}
   run.write_results(
     {
       "standard_accuracy": standard,
-      "robust_accuracy": {**there.get("robust_accuracy", {}), **robust},
+      "robust_accuracy": accuracies,
       "test_examples": test_examples,
       "norm": run.config.norm,
       "epsilon": run.config.epsilon,
-      "warnings": there.get("warnings", []) if warnings is None else warnings,
+      "warnings": there.get("warnings", []),
     }
   )
+  return list(accuracies)

@@ -84,11 +84,20 @@ def from_outcomes(
       `sequence`, the names of the attacks that it consists of.
     probes: of `probes.probe`, or empty.
   """
-  found = {}
+  found: dict[str, str] = {}
+  chance = float(probes["chance"]) if probes else 0.0
   by_square, by_others, others = [], [], False
   for name, rows in tables.items():
     sequence = list(rows["sequence"])
     broken = ~outcomes.robust(rows)
+    right = rows["prediction"] == rows["label"]
+    # Two standard deviations of what guesses would reach.
+    if right.mean() <= chance + 2.0 * np.sqrt(chance * (1.0 - chance) / len(right)):
+      found["no_better_than_chance"] = (
+        f"without an attack {right.mean():.1%} of the images are right, and by chance "
+        f"{chance:.1%} would be. The model may be for other data, other pixels "
+        "(--input_range) or classes in another order (--first_label)"
+      )
     square = sequence.index("square") if "square" in sequence else -2
     by_square.append(broken & (rows["attack"] == square))
     by_others.append(broken & (rows["attack"] != square))

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 import numpy as np
@@ -126,18 +126,16 @@ class Survey:
     """What `probes.probe` measures on the first images; kept in probes.npz.
 
     Args:
-      most: images; 0 measures nothing.
+      most: images; 0 measures nothing, and returns what was measured before.
     """
-    if not most:
-      return {}
     path = os.path.join(self.directory, "probes.npz")
-    images, labels, ids = self.data.first(most)
     there = outcomes.read(path)
-    if (
-      there is not None
-      and str(there["fingerprint"]) == self.fingerprint
-      and np.array_equal(there["example_id"], ids)
-    ):
+    if there is not None and str(there["fingerprint"]) != self.fingerprint:
+      there = None
+    if not most:
+      return there or {}
+    images, labels, ids = self.data.first(most)
+    if there is not None and np.array_equal(there["example_id"], ids):
       return there
     measured = probes.probe(
       self.classifier, self.ball, images, labels, ids, self.data.batch_size, self.seed
@@ -189,10 +187,20 @@ class Survey:
       )
 
   def merge(self, name: str) -> outcomes.Rows:
-    """The outcomes of all examples, once all workers are done, and `sequence`."""
-    store = self._store(name)
-    rows = store.merge(self.data.whole.num_examples)
-    return {**rows, "sequence": np.array(store.sequence)}
+    """The outcomes of all examples, once all workers are done."""
+    return self._store(name).merge(self.data.whole.num_examples)
+
+  def done(self, names: Iterable[str]) -> dict[str, outcomes.Rows]:
+    """Of the attacks that are done on all examples, their outcomes and `sequence`."""
+    found: dict[str, outcomes.Rows] = {}
+    count = self.data.whole.num_examples
+    for name in names:
+      store = self._store(name)
+      rows = store.rows()
+      if len(rows["example_id"]) >= count:
+        first = {column: values[:count] for column, values in rows.items()}
+        found[name] = {**first, "sequence": np.array(store.sequence)}
+    return found
 
   @property
   def _share(self) -> shards.Shard:

@@ -210,11 +210,20 @@ class FromOutcomesTest(tf.test.TestCase):
     self.assertEqual(self.warned(square=square, pgd=pgd, more=more), set())
 
   def test_noise_breaks_what_an_attack_does_not(self):
-    noise = {"example_id": np.arange(200), "noise_broken": np.arange(200) < 5}
+    broken = np.arange(200) < 5
+    noise = {"example_id": np.arange(200), "noise_broken": broken, "chance": 0.1}
     weak, strong = table(["fgsm"], [0]), table(["pgd-5"], [0] * 5)
     self.assertEqual(
       self.warned(noise, fgsm=weak, pgd=strong), {"fgsm_weaker_than_noise"}
     )
+
+  def test_a_model_that_guesses(self):
+    rows, noise = table(["pgd-5"], []), np.zeros(1000, bool)
+    probes = {"example_id": np.arange(1000), "noise_broken": noise, "chance": 0.1}
+    for wrong, expected in ((882, {"no_better_than_chance"}), (880, set())):
+      # Two standard deviations above 10 % are 11.9 %.
+      rows["prediction"] = rows["adversarial_prediction"] = np.arange(1000) < wrong
+      self.assertEqual(self.warned(probes, pgd=rows), expected)
 
   def test_nothing_was_attacked(self):
     self.assertEqual(self.warned(), set())

@@ -138,7 +138,6 @@ class SurveyTest(tf.test.TestCase, parameterized.TestCase):
   def test_all_is_attacked_once_on_any_number_of_workers(self, num_workers):
     rows = self.attack(num_workers)
     self.assert_whole(rows)
-    self.assertAllEqual(rows["sequence"], ["pgd-5"])
     self.assertCountEqual(self.seen(), ids(whole()))
     self.assertLessEqual(max(map(len, FakeEvaluator.seen)), 8)
 
@@ -159,6 +158,18 @@ class SurveyTest(tf.test.TestCase, parameterized.TestCase):
     self.assertCountEqual(self.seen(), ids(whole()))
     self.assertAllEqual(self.attack(2, most=10)["example_id"], ids(whole())[:10])
     self.assertLen(self.seen(), COUNT)
+
+  def test_what_is_done(self):
+    rows = self.attack(2, most=10)
+    done = self.survey(most=10).done(["fgsm", "pgd-5"])
+    self.assertCountEqual(done, ["pgd-5"])
+    self.assertAllEqual(done["pgd-5"]["sequence"], ["pgd-5"])
+    self.assertAllEqual(done["pgd-5"]["norm"], rows["norm"])
+    self.assertAllEqual(
+      self.survey(most=4).done(["pgd-5"])["pgd-5"]["norm"], rows["norm"][:4]
+    )
+    for other in ({}, {"most": 10, "weights": "v"}):
+      self.assertEqual(self.survey(**other).done(["pgd-5"]), {})
 
   def test_other_weights_start_anew(self):
     self.attack(1)

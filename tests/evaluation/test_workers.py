@@ -143,6 +143,25 @@ class WorkersTest(tf.test.TestCase):
     flagfile = self.folder / "two" / "config.flags"
     self.assertEqual(config_lib.parse(["", f"--flagfile={flagfile}"]).epsilon, 0.02)
 
+  def test_a_later_evaluation_keeps_earlier_warnings(self):
+    layers = tf.keras.layers
+    hidden = tf.keras.Sequential(  # its gradient is 0
+      [tf.keras.Input(SHAPE), layers.Rescaling(1e5, -5e4), layers.Activation("sigmoid")]
+    )
+    hidden.add(layers.Flatten())
+    hidden.add(layers.Dense(CLASSES))
+    hidden.save(self.folder / "hidden.keras")
+    found = []
+    for attack, images in (("pgd-2", 20), ("bim-2", 0)):
+      more = {"model_path": self.folder / "hidden.keras", "attacks": attack}
+      run_workers(_run, 1, self.flags("hidden", **more, probe_images=images))
+      results = json.loads((self.folder / "hidden" / "results.json").read_text())
+      found.append({warning["check"] for warning in results["warnings"]})
+    first, second = found
+    self.assertIn("pgd-2_weaker_than_noise", first)
+    self.assertContainsSubset(first, second)
+    self.assertIn("bim-2_weaker_than_noise", second)
+
   @pytest.mark.long
   def test_one_and_three_workers_find_the_same_also_when_resumed(self):
     run_workers(_run, 1, self.flags("one"))
