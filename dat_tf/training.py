@@ -34,6 +34,7 @@ def train(run: Run) -> None:
     "standard_accuracy": None,  # until it is evaluated
     "robust_accuracy": {},
     "warnings": [],
+    "epochs": first_epoch,
     "global_batch_size": config.global_batch_size,
     "num_workers": run.cluster.num_workers,
     "parameters": run.model.classifier.count_params(),
@@ -52,7 +53,7 @@ def train(run: Run) -> None:
       print(f"{config.model_dir}: epoch {first_epoch} is done; {more} adds more.")
     # What a run that was stopped just before its end still owes.
     if not tf.io.gfile.exists(os.path.join(config.model_dir, "results.json")):
-      run.write_results({**results, "epochs": first_epoch})
+      run.write_results(results)
     run.take_best()
     run.export()
     return
