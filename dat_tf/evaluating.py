@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import json
 import os
-from typing import Any
+from typing import Any, Optional
 
 import tensorflow as tf
+from absl import flags
 
 from dat_tf import checkpointing, files, parts
 from dat_tf import config as config_lib
@@ -112,6 +113,15 @@ def _survey(run: Run) -> Survey:
     run.copy_final_weights()
     classifier = functools.partial(run.plain, training=False)
     weights = checkpointing.fingerprint(run.plain)
+  of_transfer: Optional[UserModel] = None
+  if config.source_model_path:
+    of_transfer = UserModel(
+      config.source_model_path,
+      config_lib.input_range(config, "source_input_range"),
+      config.source_probabilities,
+      "source_model_path",
+    )
+    of_transfer.check(data.first_batch(), config.num_classes)
   files_read = [[os.path.basename(p), tf.io.gfile.stat(p).length] for p in paths]
   names = "image_size", "first_label", "input_range", "probabilities"
   return Survey(
@@ -124,7 +134,19 @@ def _survey(run: Run) -> Survey:
     [weights, files_read, *(config[name].serialize() for name in names)],
     cluster.index,
     cluster.num_workers,
+    of_transfer,
+    _source_fingerprint(config),
   )
+
+
+def _source_fingerprint(config: flags.FlagValues) -> str:
+  """A hash of all that transfer attacks depend on besides."""
+  path = config.source_model_path
+  if not path:
+    return ""
+  names = "source_input_range", "source_probabilities"
+  settings = [config[name].serialize() for name in names]
+  return "-".join([user_model.fingerprint(path), *settings])
 
 
 def _write_accuracies(

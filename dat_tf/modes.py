@@ -49,7 +49,9 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
   ):
     config_lib.check_against_saved(config)
   for name in config.attacks:  # which may be none
-    for attack in make_attacks(name, parts.make_ball(config)):
+    # Whether a source can be loaded is seen later.
+    stand_in = tf.identity if config.source_model_path else None
+    for attack in make_attacks(name, parts.make_ball(config), source=stand_in):
       attack.num_rounds(config.num_classes)
   try:
     this = Run(config, cluster)

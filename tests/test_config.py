@@ -12,6 +12,7 @@ from config_case import OTHER, ConfigCase, parse
 
 from dat_tf import config as config_lib
 from dat_tf.config.definitions import define_flags
+from dat_tf.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -124,6 +125,8 @@ class RangesTest(ConfigCase):
     (["--model_path", "--mode=evaluate"], {"model_path": "m", "attacks": "fgsm"}),
     (["--probabilities", "--model_path"], {"probabilities": 1}),
     (["--input_range", "--model_path"], {"input_range": "0,255"}),
+    (["--source_input_range", "--source_model_path"], {"source_input_range": "0,255"}),
+    (["--source_probabilities", "--source_model_path"], {"source_probabilities": 1}),
     (["--unlabeled_data", "--pseudo_label_dir"], {"mode": "pseudo_label"}),
     (["--pseudo_label_dir"], {"mode": "pseudo_label", "unlabeled_data": "u"}),
     (["--image_size"], {"augmentation": "random_resized_crop"}),
@@ -165,6 +168,10 @@ class RangesTest(ConfigCase):
     values = {"mode": "evaluate", "model_path": "m", "attacks": "fgsm"}
     config = parse(input_range="-1, 1.5", **values)
     self.assertEqual(config_lib.input_range(config), (-1.0, 1.5))
+    config = parse(source_model_path="m", source_input_range="0,255")
+    self.assertEqual(config_lib.input_range(config, "source_input_range"), (0, 255))
+    with self.assertRaisesRegex(UserError, "--source_input_range takes"):
+      parse(source_model_path="m", source_input_range="255")
 
   def test_profile_steps_are_the_first_and_the_last(self):
     self.assertIsNone(config_lib.profile_steps(parse()))

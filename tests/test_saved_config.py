@@ -26,6 +26,9 @@ MAY_CHANGE = {
   "attacks",
   "evaluation_examples",
   "probe_images",
+  "source_model_path",
+  "source_input_range",
+  "source_probabilities",
   "log_every",
   "pictures",
   "checkpoints_to_keep",
@@ -87,6 +90,8 @@ class SavedTest(ConfigCase):
       common.update(mode="export")
     if name in ("model_path", "input_range", "probabilities"):
       common.update(model_path="m", mode="evaluate", attacks="fgsm")
+    if name in ("source_input_range", "source_probabilities"):
+      common.update(source_model_path="m")
     if name == "early_stopping":
       common.update(evaluate_every=1, validation_data="v")
     if name == "average_from_epoch":

@@ -22,7 +22,7 @@ from dat_tf.attacks.interleaved import YOPO, Free, Interleaved
 from dat_tf.attacks.iterative import OneShot
 from dat_tf.attacks.maximizers import NFGSM, WRM, GainAscent, MomentumPGD
 from dat_tf.attacks.norms import L1, L2, Ball, LInfinity
-from dat_tf.attacks.registry import make_attacks
+from dat_tf.attacks.registry import TRANSFER, make_attacks
 
 __all__ = [
   "Ball",
@@ -38,6 +38,7 @@ __all__ = [
   "NFGSM",
   "OneShot",
   "PGD",
+  "TRANSFER",
   "WRM",
   "WarmStart",
   "YOPO",

@@ -12,10 +12,11 @@ from dat_tf.attacks.ascent import Ascent
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.deepfool import DeepFool
 from dat_tf.attacks.fab import FAB
-from dat_tf.attacks.iterative import Iterative
+from dat_tf.attacks.iterative import Classifier, Iterative
 from dat_tf.attacks.jsma import JSMA
 from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.square import Square
+from dat_tf.attacks.transfer import Transfer
 from dat_tf.errors import UserError
 
 
@@ -51,11 +52,18 @@ _L2_ONLY: dict[str, Callable[[norms.L2], tuple[Iterative, ...]]] = {
 # NAME-K takes K steps, NAME-KxR does so from R random starts.
 _STEPPED = re.compile(r"(pgd|cw-pgd)-([1-9]\d*)(?:x([1-9]\d*))?")
 _FROM_THE_IMAGE = re.compile(r"(bim|mi-fgsm)-([1-9]\d*)")
-_EXAMPLES = ("fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20")
+_EXAMPLES = ["fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20"]
+_EXAMPLES += ["transfer-pgd-20"]
+
+# Before the name of any attack: made on a source model, tried on the one evaluated.
+TRANSFER = "transfer-"
 
 
 def make_attacks(
-  name: str, ball: norms.Ball, step_size: Optional[float] = None
+  name: str,
+  ball: norms.Ball,
+  step_size: Optional[float] = None,
+  source: Optional[Classifier] = None,
 ) -> tuple[Iterative, ...]:
   """The attacks that a name stands for, for `evaluation.Evaluator`.
 
@@ -64,17 +72,25 @@ def make_attacks(
       and `autoattack-rand`; `deepfool`, `jsma`; `ddn`, `cw-l2`, `l-bfgs` in l2;
       `fgsm`; with K steps, or K from each of R random starts, `pgd-K`, `pgd-KxR`,
       `cw-pgd-K`, `cw-pgd-KxR` (on the margin); from the image itself `bim-K` and
-      `mi-fgsm-K` (with momentum).
+      `mi-fgsm-K` (with momentum). Any of them after `transfer-` is made on `source`.
     ball: the allowed perturbations.
     step_size: of the attacks with K steps; unless given 2.5 epsilon / K with a random
       start, epsilon / K without.
+    source: of transfer attacks, from images to logits of the same classes.
 
   Returns:
     Attacks, each for the examples that those before it did not break.
 
   Raises:
-    UserError: no such name, or not in this norm.
+    UserError: no such name, not in this norm, or without a source.
   """
+  if name.startswith(TRANSFER):
+    if source is None:
+      raise UserError(
+        f"The attack {name} is made on another model: name it by --source_model_path."
+      )
+    attacks = make_attacks(name.removeprefix(TRANSFER), ball, step_size)
+    return tuple(Transfer(attack, source) for attack in attacks)
   if name in _SUITES:
     return _SUITES[name](ball)
   if name in _L2_ONLY:

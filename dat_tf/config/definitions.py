@@ -243,8 +243,9 @@ def define_flags(values: flags.FlagValues) -> None:
       "evaluation_attack_steps", 20, "Steps of pgd in evaluation.", lower_bound=1)
   attack.number(
       "evaluation_step_size", None,
-      "Length of a step in evaluation, in units of pixels in [0, 1]. Default: 2.5 "
-      "epsilon / evaluation_attack_steps.", above=0)
+      "Length of a step in evaluation by pgd, in units of pixels in [0, 1]. Default: "
+      "2.5 epsilon / evaluation_attack_steps. Those of --attacks have their own.",
+      above=0)
   attack.switch(
       "attack_in_training_mode", False,
       "Attack with batch-norm in training mode instead of inference mode.")
@@ -254,7 +255,8 @@ def define_flags(values: flags.FlagValues) -> None:
       "attacks", [],
       "Attacks of evaluation instead of pgd, such as autoattack,pgd-50x10: apgd-ce, "
       "apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-rand, deepfool, jsma, "
-      "fgsm, pgd-K, pgd-KxR, cw-pgd-K, bim-K, mi-fgsm-K; in l2 ddn, cw-l2, l-bfgs.")
+      "fgsm, pgd-K, pgd-KxR, cw-pgd-K, bim-K, mi-fgsm-K; in l2 ddn, cw-l2, l-bfgs; any "
+      "of them, made on another model, as transfer-NAME.")
   evaluation.integer(
       "evaluation_examples", 0, "First test images, which attacks are run on; 0: all.",
       lower_bound=0)
@@ -270,6 +272,14 @@ def define_flags(values: flags.FlagValues) -> None:
       "Black and white as that model takes them, as in 0,255.")
   evaluation.switch(
       "probabilities", False, "That model gives probabilities instead of logits.")
+  evaluation.text(
+      "source_model_path", None,
+      "A Keras model or SavedModel on which the attacks transfer-NAME are made.")
+  evaluation.texts(
+      "source_input_range", ["0", "1"], "Black and white as the source takes them.")
+  evaluation.switch(
+      "source_probabilities", False,
+      "The source gives probabilities instead of logits.")
 
   objective = _Room("objectives", values)
   objective.choice(

@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset({
     "mode", "model_dir", "epochs", "evaluate_every", "early_stopping",
     "test_data", "evaluation_attack_steps", "evaluation_step_size",
     "attacks", "evaluation_examples", "probe_images",
+    "source_model_path", "source_input_range", "source_probabilities",
     "export_formats", "log_every", "pictures", "checkpoints_to_keep",
     "runs", "profile_steps",
     "communication", "bytes_per_pack", "collective_timeout",
@@ -106,6 +107,15 @@ def _check(config: Any) -> None:
     (
       (input_range(config) != (0, 1) or config.probabilities) and not config.model_path,
       "--probabilities and --input_range are of the model of --model_path: name it.",
+    ),
+    (
+      (
+        input_range(config, "source_input_range") != (0, 1)
+        or config.source_probabilities
+      )
+      and not config.source_model_path,
+      "--source_probabilities and --source_input_range are of the model of "
+      "--source_model_path: name it.",
     ),
     (
       config.augmentation == "random_resized_crop" and config.image_size is None,
@@ -211,15 +221,15 @@ def profile_steps(config: Any) -> Optional[tuple[int, int]]:
   raise UserError("--profile_steps takes the first step and the last, as in 10,20.")
 
 
-def input_range(config: Any) -> tuple[float, float]:
-  """The numbers of --input_range."""
+def input_range(config: Any, name: str = "input_range") -> tuple[float, float]:
+  """The numbers of --input_range, or of --source_input_range."""
   try:
-    low, high = map(float, config.input_range)
+    low, high = map(float, config[name].value)
     if -math.inf < low < high < math.inf:
       return low, high
   except ValueError:
     pass
-  raise UserError("--input_range takes black and white, as in 0,255 or -1,1.")
+  raise UserError(f"--{name} takes black and white, as in 0,255 or -1,1.")
 
 
 def check_against_saved(config: Any) -> None:

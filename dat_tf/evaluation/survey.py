@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 import tensorflow as tf
 
-from dat_tf.attacks import Ball, iterative, make_attacks
+from dat_tf.attacks import TRANSFER, Ball, iterative, make_attacks
 from dat_tf.data import shards
 from dat_tf.evaluation import outcomes, probes
 from dat_tf.evaluation.robustness import Evaluator
@@ -33,6 +33,8 @@ _SEQUENCES = {
 
 def sequence_names(name: str) -> tuple[str, ...]:
   """The names of the attacks that `attacks.make_attacks(name)` returns."""
+  if name.startswith(TRANSFER):
+    return tuple(TRANSFER + one for one in sequence_names(name.removeprefix(TRANSFER)))
   return _SEQUENCES.get(name, (name,))
 
 
@@ -103,6 +105,8 @@ class Survey:
     depends_on: what else outcomes depend on, such as weights and files; for JSON.
     worker: index of this one.
     num_workers: of all, at least 1.
+    source: the classifier that transfer attacks are made on, if there are any.
+    source_fingerprint: of its weights.
   """
 
   directory: str
@@ -114,6 +118,8 @@ class Survey:
   depends_on: Sequence[Any]
   worker: int = 0
   num_workers: int = 1
+  source: Optional[iterative.Classifier] = None
+  source_fingerprint: str = ""
 
   @property
   def fingerprint(self) -> str:
@@ -158,7 +164,10 @@ class Survey:
     Raises:
       UserError: as those of `Evaluator`, or outcomes cannot be written.
     """
-    sequence, store = make_attacks(name, self.ball), self._store(name)
+    sequence, store = (
+      make_attacks(name, self.ball, source=self.source),
+      self._store(name),
+    )
     evaluator = Evaluator(
       self.classifier, {name: sequence}, self.data.batch_size, self.seed
     )
@@ -211,13 +220,14 @@ class Survey:
     return _BATCHES_PER_PORTION * self.data.batch_size
 
   def _store(self, name: str) -> outcomes.Store:
+    source = self.source_fingerprint if name.startswith(TRANSFER) else ""
     return outcomes.Store(
       self.directory,
       name,
       sequence_names(name),
       self.norm,
       self.ball.epsilon,
-      self.fingerprint,
+      self.fingerprint + source,
     )
 
 

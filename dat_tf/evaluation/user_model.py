@@ -28,6 +28,7 @@ class UserModel:
     path: str,
     input_range: tuple[float, float] = (0.0, 1.0),
     probabilities: bool = False,
+    flag: str = "model_path",
   ):
     """Loads a model.
 
@@ -37,11 +38,13 @@ class UserModel:
         several outputs that which is called `logits` or `probabilities` is taken.
       input_range: the model's pixels for black and white.
       probabilities: whether it gives probabilities. Logits are then their logarithms.
+      flag: by which the user named it, for messages.
 
     Raises:
       UserError: it cannot be loaded, or is not of that kind.
     """
     self._path, self._range, self._probabilities = path, input_range, probabilities
+    self._flag, self._prefix = flag, flag.removesuffix("model_path")
     if not tf.io.gfile.exists(path):
       raise self._mistake("there is no such file or directory", "mend the path")
     try:
@@ -125,11 +128,12 @@ class UserModel:
     if self._probabilities:
       raise self._mistake(
         f"it gives no probabilities: those of the first image add up to {sums[0]:g}",
-        "drop --probabilities, which says so",
+        f"drop --{self._prefix}probabilities, which says so",
       )
     raise self._mistake(
       "it gives probabilities, of all classes together 1, where logits are expected",
-      "set --probabilities, or better give the model without its last softmax",
+      f"set --{self._prefix}probabilities, or better give the model without its last "
+      "softmax",
     )
 
   def _load(self) -> tuple[Callable[[tf.Tensor], tf.Tensor], Any]:
@@ -182,7 +186,7 @@ class UserModel:
     return values[0]
 
   def _mistake(self, what: str, remedy: str) -> UserError:
-    return UserError(f"--model_path={self._path}: {what}; {remedy}.")
+    return UserError(f"--{self._flag}={self._path}: {what}; {remedy}.")
 
 
 @tf.custom_gradient

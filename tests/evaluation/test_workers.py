@@ -162,6 +162,40 @@ class WorkersTest(tf.test.TestCase):
     self.assertContainsSubset(first, second)
     self.assertIn("bim-2_weaker_than_noise", second)
 
+  def test_transfer_attacks_are_made_on_the_source(self):
+    layers = tf.keras.layers
+    wide = tf.keras.Sequential(  # the same function, of pixels up to 255
+      [tf.keras.Input(SHAPE), layers.Rescaling(1 / 255, name="to_one"), *self.model.layers]
+    )
+    wide.save(self.folder / "wide.keras")
+    other = tf.keras.Sequential(
+      [tf.keras.Input(SHAPE), layers.Flatten(), layers.Dense(CLASSES)]
+    )
+    other.save(self.folder / "other.keras")
+    found = {}
+    for name, high in (("wide", "255"), ("other", "1")):
+      flags = self.flags(
+        "transferred",
+        attacks="fgsm,transfer-fgsm",
+        source_model_path=self.folder / f"{name}.keras",
+        source_input_range=f"0,{high}",
+      )
+      run_workers(_run, 1, flags)
+      folder = self.folder / "transferred" / "evaluation"
+      for attack in ("fgsm", "transfer-fgsm"):
+        with np.load(folder / f"{attack}.npz") as file:
+          found[name, attack] = dict(file)
+    direct = found["wide", "fgsm"]["adversarial_prediction"]
+    self.assertAllEqual(
+      found["wide", "transfer-fgsm"]["adversarial_prediction"], direct
+    )
+    self.assertAllEqual(found["wide", "transfer-fgsm"]["sequence"], ["transfer-fgsm"])
+    robust = {
+      key: np.mean(rows["adversarial_prediction"] == rows["label"])
+      for key, rows in found.items()
+    }
+    self.assertGreater(robust["other", "transfer-fgsm"], robust["other", "fgsm"])
+
   @pytest.mark.long
   def test_one_and_three_workers_find_the_same_also_when_resumed(self):
     run_workers(_run, 1, self.flags("one"))
@@ -202,6 +236,12 @@ class WorkersTest(tf.test.TestCase):
       ("b", {"num_classes": 12}, "--num_classes=12"),
       ("c", {"probabilities": True}, "drop --probabilities"),
       ("d", {"attacks": "apgd-t", "num_classes": 3}, "needs 4 classes"),
+      ("e", {"attacks": "transfer-fgsm"}, "--source_model_path"),
+      (
+        "f",
+        {"source_model_path": "no/model"},
+        "--source_model_path=no/model: there is",
+      ),
     ):
       with self.assertRaisesRegex(RuntimeError, f"UserError: .*{pattern}"):
         run_workers(_run, 1, self.flags(name, **more))
