@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, Union
 
+import numpy as np
 import tensorflow as tf
 
 from dat_tf import hashing
@@ -155,6 +156,8 @@ class AdversarialModel(tf.keras.Model):
     size = batch.size
     if self._clip_norm is not None:
       longest = self._clip_norm * tf.reduce_sum(batch.weights) / size
+      # A batch of nothing but padding has a gradient of 0, and would divide 0 by 0.
+      longest = tf.maximum(longest, np.finfo(np.float32).tiny)
       gradients, _ = tf.clip_by_global_norm(gradients, longest)
     figures = _figures(batch, loss, *evaluated[1:])
     # The figures travel with the gradients.

@@ -123,6 +123,8 @@ def _make_objective(
       label_smoothing=config.pseudo_label_smoothing,
       consistency_growing=round(config.consistency_growing_epochs * steps_per_epoch),
     )
+  if name == "at" and config.attack == "none":
+    return objectives.CleanTraining()
   if name == "at":
     return objectives.AdversarialTraining(config.clean_weight)
   if name == "trades":

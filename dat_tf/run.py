@@ -28,11 +28,12 @@ from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
 from dat_tf.communication import QuantizedAllReduce, quantizers
+from dat_tf.config import methods
 from dat_tf.data import records
 from dat_tf.early_stopping import EarlyStopping
 from dat_tf.errors import UserError, one_line
 from dat_tf.inputs import Inputs
-from dat_tf.models import make_model, transfer
+from dat_tf.models import bounds, make_model, transfer
 from dat_tf.monitoring import update_results
 from dat_tf.watchdog import Watchdog
 
@@ -79,6 +80,12 @@ class Run:
         f"{self._replicas} replicas: choose one that is, such as "
         f"{config.global_batch_size - surplus + self._replicas}."
       )
+    each = config.global_batch_size // self._replicas
+    if each % config.accumulation:
+      raise UserError(
+        f"--accumulation={config.accumulation} does not divide the {each} images of a "
+        "replica's batch: choose a number that does."
+      )
     self.inputs = Inputs(config, cluster, self.strategy)
     if config.model_path:  # nothing of our own is evaluated
       return
@@ -119,6 +126,8 @@ class Run:
       classifier = make_model(
         config.model, image_shape, config.num_classes, config.precision
       )
+      if config.objective in methods.CERTIFIED:
+        bounds.check(classifier)
       if not config.layer_decay:
         transfer.freeze_backbone(classifier)
     all_reduce = None  # nothing to reduce without training

@@ -24,6 +24,7 @@ ATTACKED = pairs(
   + ["wrm", "free", "yopo"],
   ["at", "trades", "mart", "alp"],
 )
+CERTIFIED = "ibp", "crown_ibp"
 VALID = (
   ATTACKED - pairs(["bim", "wrm", "free"], ["trades"])
   | pairs(["none"], ["at", "clp", "input_gradient", "cure", "ibp", "crown_ibp"])
@@ -44,7 +45,8 @@ class PairsTest(parameterized.TestCase):
   )
   def test_a_pair_is_taken_or_refused_with_a_way_out(self, attack, objective):
     if (attack, objective) in VALID:
-      config = parse(attack=attack, objective=objective)
+      growing = {"epsilon_growing_epochs": 1} if objective in CERTIFIED else {}
+      config = parse(attack=attack, objective=objective, **growing)
       self.assertEqual((config.attack, config.objective), (attack, objective))
     else:
       message = self.refused(attack=attack, objective=objective)
@@ -68,10 +70,7 @@ class PairsTest(parameterized.TestCase):
       "precision",
       {"objective": "ibp", "attack": "none", "precision": "mixed_bfloat16"},
     ),
-    (
-      "weight_perturbation",
-      {"objective": "ibp", "attack": "none", "weight_perturbation": 0.01},
-    ),
+    ("epsilon_growing_epochs", {"objective": "ibp", "attack": "none"}),
     ("jit_compile", {"jit_compile": "true", "weight_perturbation": 0.01}),
     ("jit_compile", {"jit_compile": "true", "attack": "warm_start_pgd"}),
     ("steps_growing_epochs", {"attack": "yopo", "steps_growing_epochs": 1}),
@@ -79,7 +78,10 @@ class PairsTest(parameterized.TestCase):
     ("steps_growing_epochs", {"objective": "llr", "steps_growing_epochs": 1}),
     (
       "steps_growing_epochs",
-      {"objective": "ibp", "attack": "none", "steps_growing_epochs": 1},
+      {
+        **{"objective": "ibp", "attack": "none"},
+        **{"epsilon_growing_epochs": 1, "steps_growing_epochs": 1},
+      },
     ),
     ("accumulation", {"attack": "free", "accumulation": 2}),
     ("accumulation", {"attack": "yopo", "accumulation": 2}),
@@ -87,6 +89,8 @@ class PairsTest(parameterized.TestCase):
     ("attack_in_training_mode", {"attack": "none", "attack_in_training_mode": 1}),
     ("augmentation", {"attack": "warm_start_pgd", "augmentation": "pad_crop_flip"}),
     ("mixing", {"attack": "warm_start_pgd", "mixing": "mixup"}),
+    ("data_service", {"attack": "warm_start_pgd", "data_service": "host:5050"}),
+    ("layer_decay", {"attack": "yopo", "layer_decay": 0}),
     ("unlabeled_data", {"objective": "trades", "unlabeled_data": "u"}),
     ("unlabeled_data", {"gradient_alignment": 1, "unlabeled_data": "u"}),
   )
@@ -94,7 +98,8 @@ class PairsTest(parameterized.TestCase):
     self.assertIn(f"--{name}", self.refused(**values))
 
   def test_settings_that_go_together(self):
-    parse(objective="ibp", attack="none", epsilon_growing_epochs=2)
+    certified = {"objective": "ibp", "attack": "none", "epsilon_growing_epochs": 2}
+    parse(**certified, weight_perturbation=0.01)
     parse(attack="bim", steps_growing_epochs=2, epsilon_growing_epochs=1)
     parse(attack="fgsm", gradient_alignment=0.2, weight_perturbation=0.01)
     parse(objective="trades", unlabeled_data="u", mode="evaluate")

@@ -119,6 +119,7 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(
     ({}, objectives.AdversarialTraining(1.0)),
     ({"clean_weight": 0.5}, objectives.AdversarialTraining(0.5)),
+    ({"attack": "none"}, CLEAN),
     ({"objective": "trades"}, objectives.TRADES(6.0)),
     ({"objective": "mart"}, objectives.MART(5.0)),
     (
@@ -144,7 +145,7 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
       objectives.CertifiedTraining(EPSILON, 10, 50),
     ),
     (
-      {"objective": "crown_ibp"},
+      {"objective": "crown_ibp", "epsilon_growing_epochs": 0.05},
       objectives.CertifiedTraining(EPSILON, 0, 1, crown=True),
     ),
     (
@@ -166,12 +167,14 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
     # What bounds or curvature train has no attack.
     attacked = values.get("objective", "at") not in methods.UNATTACKED
     attack = {} if attacked else {"attack": "none"}
-    self.assertEqual(self.make(**attack, **values), expected)
+    self.assertEqual(self.make(**{**attack, **values}), expected)
 
   def test_every_name_is_one(self):
     made = set()
     for name in methods.OBJECTIVES:
       attack = {"attack": "none"} if name in methods.UNATTACKED else {}
+      if name in methods.CERTIFIED:
+        attack["epsilon_growing_epochs"] = 1
       made.add(repr(self.make(objective=name, **attack)))
     self.assertLen(made, len(methods.OBJECTIVES))
 

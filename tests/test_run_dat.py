@@ -219,6 +219,13 @@ class MistakesTest(ProgramCase):
       "lacking": {**clean, "train_data": cls.bad["lacking"]},
       "corrupt": {**clean, "train_data": cls.bad["corrupt"]},
       "label": {**clean, "train_data": cls.bad["label"], "pictures": 8},
+      "parts": {"accumulation": 5},
+      "no_bounds": {
+        **clean,
+        "objective": "ibp",
+        "epsilon_growing_epochs": 1,
+        "model": "wide_resnet28_10_swish",
+      },
     }
     for name, flags in runs.items():
       runs[name] = {**cls.flags, "model_dir": cls.folder / name, **flags}
@@ -265,6 +272,14 @@ class MistakesTest(ProgramCase):
     directory = self.folder / "no_checkpoint"
     self.assert_mistake(self.runs["no_checkpoint"], str(directory), "--mode=train")
     self.assertFalse(directory.exists())
+
+  def test_what_the_network_or_the_batch_does_not_allow(self):
+    for name, words in (
+      ("parts", ("--accumulation=5", f"{BATCH} images")),
+      ("no_bounds", ("no bounds for the layer", "plain_cnn")),
+    ):
+      self.assert_mistake(self.runs[name], *words)
+      self.assertFalse((self.folder / name).exists())
 
   def test_a_record_that_lacks_a_feature(self):
     run = self.runs["lacking"]

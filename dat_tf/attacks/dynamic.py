@@ -164,10 +164,11 @@ class WarmStart:
     """
     self._attack = attack
     self._size = tf.TensorShape(image_shape).num_elements()
-    # The table takes no bytes; eight of them make an int64.
-    self._padding = -self._size % 8
+    # A code for each pixel value, and the float32 that they are parts of. The table
+    # takes no bytes; eight of them make an int64.
+    self._padding = -(self._size + 4) % 8
     # No perturbation has this code: it stands for an example not seen before.
-    unseen = tf.fill([1, self._size + self._padding], tf.constant(-128, tf.int8))
+    unseen = tf.fill([1, self._size + 4 + self._padding], tf.constant(-128, tf.int8))
     self._table = tf.lookup.experimental.MutableHashTable(
       tf.int64, tf.int64, _packed(unseen)[0]
     )
@@ -232,17 +233,21 @@ class WarmStart:
     self, example_ids: tf.Tensor, keys: tf.Tensor, images: tf.Tensor
   ) -> tf.Tensor:
     codes = tf.bitcast(self._table.lookup(example_ids), tf.int8)
-    codes = tf.reshape(codes, [-1, self._size + self._padding])[:, : self._size]
+    codes = tf.reshape(codes, [-1, self._size + 4 + self._padding])
+    codes, largest = codes[:, : self._size], codes[:, self._size : self._size + 4]
     is_seen = (codes[:, 0] != -128)[:, tf.newaxis, tf.newaxis, tf.newaxis]
     delta = tf.cast(tf.reshape(codes, tf.shape(images)), tf.float32)
+    unit = tf.bitcast(largest, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis] / 127
     ball = self._attack.ball
-    warm = ball.project(images, images + delta * (ball.epsilon / 127.0))
+    warm = ball.project(images, images + delta * tf.where(is_seen, unit, 0.0))
     return tf.where(is_seen, warm, ball.random_start(keys, images))
 
   def _keep(self, example_ids: tf.Tensor, delta: tf.Tensor) -> None:
-    codes = tf.round(delta * (127.0 / self._attack.ball.epsilon))
-    codes = tf.cast(tf.clip_by_value(codes, -127.0, 127.0), tf.int8)
-    codes = tf.reshape(codes, [-1, self._size])
+    delta = tf.reshape(delta, [-1, self._size])
+    largest = tf.reduce_max(tf.abs(delta), axis=1)
+    codes = tf.math.divide_no_nan(127.0 * delta, largest[:, tf.newaxis])
+    codes = tf.cast(tf.round(codes), tf.int8)
+    codes = tf.concat([codes, tf.bitcast(largest, tf.int8)], axis=1)
     codes = tf.pad(codes, [[0, 0], [0, self._padding]])
     self._table.insert(example_ids, _packed(codes))
 

@@ -87,6 +87,7 @@ class Free(Interleaved):
 
   def train(self, differentiate: Differentiate, batch: Batch) -> Pass:
     adversarial = self._ball.project(batch.images, batch.images + self._delta)
+    adversarial = norms.checked(self._ball, batch.images, adversarial)
     result = differentiate(batch, adversarial, slope_by=lambda: adversarial)
     moved = norms.ascend(
       self._ball, batch.images, adversarial, result.slope, self._step_size
@@ -150,6 +151,7 @@ class YOPO(Interleaved):
     adversarial = self._ball.random_start(batch.keys, batch.images)
     results = []
     for _ in range(self._passes):
+      adversarial = norms.checked(self._ball, batch.images, adversarial)
       recorded = _Recorded(self._classifier, self._first, self._rest)
       result = differentiate(
         batch, adversarial, classifier=recorded, slope_by=lambda r=recorded: r.features

@@ -294,7 +294,7 @@ def define_flags(values: flags.FlagValues) -> None:
   objective.number(
       "penalty_weight", None,
       "Weight of the term that gives the objective its name. Default: trades 6, mart 5,"
-      " alp and clp 0.5, cure and llr 4, input_gradient and ig_norm 1.")
+      " clp 0.5, cure and llr 4, alp, input_gradient and ig_norm 1.")
   objective.integer(
       "attribution_points", 50,
       "Of ig_norm: points between an image and its adversarial one, each a pass through"

@@ -22,12 +22,12 @@ ATTACKS = {
   "yopo": 5,
 }
 # The weight of the term that gives an objective its name, as its authors have it; None
-# has no such term.
+# has no such term. (Those of alp take half of the sum of its other terms, and 0.5.)
 OBJECTIVES = {
   "at": None,
   "trades": 6.0,
   "mart": 5.0,
-  "alp": 0.5,
+  "alp": 1.0,
   "clp": 0.5,
   "input_gradient": 1.0,
   "cure": 4.0,
@@ -133,8 +133,9 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       f"{chosen} needs --precision=float32: its bounds hold up to rounding.",
     ),
     (
-      certified and config.weight_perturbation,
-      f"--weight_perturbation climbs an attacked loss, and {chosen} has none: drop it.",
+      certified and not config.epsilon_growing_epochs,
+      f"{chosen} fails when epsilon is large from the start: add "
+      f"--epsilon_growing_epochs, such as {0.6 * config.epochs:g}.",
     ),
     (
       config.weight_perturbation and config.jit_compile,
@@ -171,6 +172,16 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       "--attack=warm_start_pgd starts where an image's last attack ended, which fits no"
       " image that is changed anew in each epoch: drop --augmentation and --mixing, or"
       " choose pgd.",
+    ),
+    (
+      attack == "warm_start_pgd" and config.data_service,
+      "--attack=warm_start_pgd keeps perturbations where the image was, and "
+      "--data_service sends it to any worker: drop one of them.",
+    ),
+    (
+      attack == "yopo" and not config.layer_decay,
+      "--attack=yopo goes through the first layer that is trained, and --layer_decay=0 "
+      "trains the last alone: choose pgd.",
     ),
     (
       attack == "warm_start_pgd" and config.jit_compile,

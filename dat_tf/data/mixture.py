@@ -18,7 +18,7 @@ def mixed(
 
   Returns:
     Batches of both sizes together, with a further entry: `is_labeled`, float32 [batch],
-    1 for examples of `labeled`.
+    1 for examples of `labeled`. The ids of the others become negative.
   """
   is_soft = unlabeled.element_spec["label"].dtype.is_floating
 
@@ -29,6 +29,8 @@ def mixed(
       first = {**first, "label": tf.one_hot(first["label"], num_classes)}
     first["is_labeled"] = tf.ones_like(first["weight"])
     second["is_labeled"] = tf.zeros_like(second["weight"])
+    # Both number their files from 0.
+    second["example_id"] = tf.bitwise.invert(second["example_id"])
     return {name: tf.concat([first[name], second[name]], axis=0) for name in first}
 
   pairs = tf.data.Dataset.zip((labeled, unlabeled))

@@ -60,8 +60,14 @@ class CertifiedTraining(Objective):
     box = _box(batch.images, grown * self.epsilon)
     margins = bounds.interval_margins(classifier, *box, labels)
     if self.crown:
-      tighter = bounds.linear_margins(classifier, *box, labels)
-      margins = (1.0 - grown) * tighter + grown * margins
+      margins = tf.cond(  # linear bounds cost a pass for each class
+        grown < 1.0,
+        lambda: (
+          (1.0 - grown) * bounds.linear_margins(classifier, *box, labels)
+          + grown * margins
+        ),
+        lambda: margins,
+      )
     kappa = 1.0 - grown * (1.0 - self.kappa)
     losses = kappa * cross_entropy(logits, batch.labels)
     losses += (1.0 - kappa) * cross_entropy(margins, labels)

@@ -35,11 +35,11 @@ class AdversarialLogitPairing(Objective):
   where they halve the sum of the two cross-entropies.
 
   Attributes:
-    weight: w, at least 0.
+    weight: w, at least 0; 1 is theirs, 0.5 beside half of the sum.
     clean_weight: lambda, at least 0.
   """
 
-  weight: float = 0.5
+  weight: float = 1.0
   clean_weight: float = 1.0
 
   def __call__(

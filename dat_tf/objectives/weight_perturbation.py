@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import tensorflow as tf
 
@@ -40,6 +40,9 @@ class WeightPerturbation(Objective):
 
   def attack_loss(self, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return self.objective.attack_loss(logits, targets)
+
+  def certified(self, classifier: tf.keras.Model, batch: Batch) -> Optional[tf.Tensor]:
+    return self.objective.certified(classifier, batch)
 
   def __call__(
     self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor

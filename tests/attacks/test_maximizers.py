@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from numpy_attacks import length, numeric_gradient, project, steepest
 
 from dat_tf import hashing
-from dat_tf.attacks import L2, PGD, LInfinity
+from dat_tf.attacks import L1, L2, PGD, LInfinity
 from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
 from dat_tf.attacks.maximizers import (
   NFGSM,
@@ -228,6 +228,15 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
     attack = Curriculum(full)
     for one in (attack, attack.for_batch(self.batch(0))):
       self.assertAllClose(self.attacked(one), self.attacked(full), atol=1e-6)
+
+  @parameterized.parameters(L2(3.0), L1(5.0))
+  def test_what_is_kept_is_as_exact_in_every_ball(self, ball):
+    attack = WarmStart(PGD(ball, 0.1 * ball.epsilon, 2), SHAPE)
+    ids = np.arange(SIZE)
+    ended = self.attacked(attack.for_batch(self.batch(0, ids)))
+    warm = attack._start(tf.constant(ids), self.keys, tf.constant(self.images))
+    largest = np.abs(ended - self.images).max(axis=(1, 2, 3), keepdims=True)
+    self.assertAllLessEqual(np.abs(warm - ended) / largest, 0.5 / 127 + 1e-5)
 
   def test_a_warm_start_is_where_the_example_ended(self):
     attack = WarmStart(PGD(LInfinity(0.1), 0.02, 2), SHAPE)

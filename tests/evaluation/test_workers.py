@@ -165,7 +165,11 @@ class WorkersTest(tf.test.TestCase):
   def test_transfer_attacks_are_made_on_the_source(self):
     layers = tf.keras.layers
     wide = tf.keras.Sequential(  # the same function, of pixels up to 255
-      [tf.keras.Input(SHAPE), layers.Rescaling(1 / 255, name="to_one"), *self.model.layers]
+      [
+        tf.keras.Input(SHAPE),
+        layers.Rescaling(1 / 255, name="to_one"),
+        *self.model.layers,
+      ]
     )
     wide.save(self.folder / "wide.keras")
     other = tf.keras.Sequential(

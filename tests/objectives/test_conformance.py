@@ -27,7 +27,7 @@ from dat_tf.attacks.maximizers import (
   GainAscent,
   MomentumPGD,
 )
-from dat_tf.communication import BucketQuantizer, QuantizedAllReduce
+from dat_tf.communication import BucketQuantizer, FullPrecision, QuantizedAllReduce
 from dat_tf.config import methods
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
@@ -85,9 +85,19 @@ OBJECTIVES = {
   "ibp": objectives.CertifiedTraining(0.01, ramp_steps=4),
   "crown_ibp": objectives.CertifiedTraining(0.01, ramp_steps=4, crown=True),
 }
+# Where the ball is another than BALL, or none: noise of 2 epsilon goes before the step
+# of N-FGSM, and WRM has a price on the distance instead.
+REACH = {
+  "none": LInfinity(0.0),
+  "noise_fgsm": LInfinity(3 * BALL.epsilon),
+  "pgd_l2": L2(0.5),
+  "pgd_l1": L1(2.0),
+  "wrm": LInfinity(1.0),
+}
 AROUND = {
   "parts": {"accumulation": 2},
   "clipped": {"clip_norm": 0.01},
+  "clipped beside padding": {"clip_norm": 0.01, "weights": [1.0, 0.0]},
   "mixup": {"prepare": Mixup(CLASSES)},
   "cutmix": {"prepare": CutMix(CLASSES)},
 }
@@ -107,18 +117,55 @@ def _classifier():
   )
 
 
+class _Seen(objectives.Objective):
+  """An objective that notes the longest perturbation; inf if one is not finite."""
+
+  def __init__(self, objective, norm):
+    self._objective, self._norm = objective, norm
+    self.attack_targets = objective.attack_targets
+    self.attack_loss = objective.attack_loss
+    self.longest = tf.Variable(
+      0.0,
+      trainable=False,
+      synchronization=tf.VariableSynchronization.ON_READ,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+  def __call__(self, classifier, batch, adversarial):
+    norms = self._norm(adversarial - batch.images)
+    is_finite = tf.reduce_all(tf.math.is_finite(norms))
+    longest = tf.where(is_finite, tf.reduce_max(norms), np.inf)
+    self.longest.assign(tf.maximum(self.longest, longest))
+    return self._objective(classifier, batch, adversarial)
+
+
 class _Run:
   """A model, its data and its initial weights."""
 
-  def __init__(self, worker, strategy, attack, **kwargs):
+  def __init__(
+    self,
+    worker,
+    strategy,
+    attack,
+    objective=_AT,
+    reach=BALL,
+    weights=(1.0, 1.0),
+    **kwargs,
+  ):
+    """weights: of each worker's examples."""
     tf.keras.utils.set_random_seed(worker)  # the chief's initial weights must win
+    self.strategy = strategy
     with strategy.scope():
       self.classifier = _classifier()
+      self.seen = _Seen(objective, reach.norm)
       self.average = WeightAverage(self.classifier, decay=1.0)
       self.model = AdversarialModel(
         self.classifier,
         attack(self.classifier),
-        all_reduce=QuantizedAllReduce(BucketQuantizer(8, 64)),
+        objective=self.seen,
+        all_reduce=QuantizedAllReduce(
+          BucketQuantizer(8, 32), full_precision=FullPrecision(below=0)
+        ),
         evaluation_attack=_PGD,
         average=self.average,
         **kwargs,
@@ -129,7 +176,7 @@ class _Run:
       {
         "image": rng.random((SIZE, *SHAPE), "f4"),
         "label": rng.integers(0, CLASSES, size=SIZE),
-        "weight": np.ones(SIZE, "f4"),
+        "weight": np.full(SIZE, weights[worker], "f4"),
         "example_id": np.arange(SIZE) + SIZE * worker,
         "epoch": np.zeros(SIZE, "i8"),
       }
@@ -145,8 +192,11 @@ class _Run:
     """Two steps; returns the loss, and weights as they were, are, and on average."""
     history = self.model.fit(self.data, steps_per_epoch=2, verbose=0).history
     statistics = batch_norm.statistics(self.classifier)
+    (longest,) = self.strategy.experimental_local_results(self.seen.longest)
     result = {
       "loss": history["loss"][0],
+      "quantization_error": history["quantization_error"][0],
+      "longest": float(longest),
       "before": self.before,
       "weights": self.values(),
       "statistics": [w.numpy() for w in statistics],
@@ -183,7 +233,10 @@ def _conform(chosen=None):
   options = cluster_lib.communication_options("ring", 0, 600)
   strategy = cluster_lib.make_strategy(cluster, options)
   pgd = MAXIMIZERS["pgd_linf"]
-  methods = {f"{name} x at": (maximizer, {}) for name, maximizer in MAXIMIZERS.items()}
+  methods = {
+    f"{name} x at": (maximizer, {"reach": REACH.get(name, BALL)})
+    for name, maximizer in MAXIMIZERS.items()
+  }
   for name, objective in OBJECTIVES.items():
     methods[f"pgd x {name}"] = (pgd, {"objective": objective})
   for name, kwargs in AROUND.items():
@@ -196,33 +249,13 @@ def _conform(chosen=None):
   }
 
 
-class _Seen(objectives.Objective):
-  """An objective that notes the largest change of a pixel value; inf if not finite."""
-
-  def __init__(self, objective):
-    self._objective = objective
-    self.attack_targets = objective.attack_targets
-    self.attack_loss = objective.attack_loss
-    self.largest = tf.Variable(
-      0.0,
-      trainable=False,
-      synchronization=tf.VariableSynchronization.ON_READ,
-      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
-
-  def __call__(self, classifier, batch, adversarial):
-    change = tf.abs(adversarial - batch.images)
-    is_finite = tf.reduce_all(tf.math.is_finite(change))
-    change = tf.where(is_finite, tf.reduce_max(change), np.inf)
-    self.largest.assign(tf.maximum(self.largest, change))
-    return self._objective(classifier, batch, adversarial)
-
-
 def _config(attack, objective):
   """The settings of this pair; None if it is refused."""
   given = {"model_dir": "m", "train_data": "a", "test_data": "b", "epochs": 2}
   given |= {"attack": attack, "objective": objective, "epsilon": BALL.epsilon}
   given["attribution_points"] = 3
+  if objective in methods.CERTIFIED:
+    given["epsilon_growing_epochs"] = 1
   if attack not in ("fgsm", "nfgsm"):
     given |= {"attack_steps": 2, "inner_steps": 2}
   try:
@@ -241,19 +274,15 @@ def _conform_by_flags(chosen=None):
     config = _config(attack, objective)
     if config is None or (chosen and (attack, objective) not in chosen):
       continue
-    with strategy.scope():
-      seen = _Seen(parts.make_objective(config, 2))
     run = _Run(
       cluster.index,
       strategy,
       lambda classifier, config=config: parts.make_attack(
         config, classifier, (SIZE, *SHAPE), 2
       ),
-      objective=seen,
+      objective=parts.make_objective(config, 2),
     )
-    result = run.train()
-    (largest,) = strategy.experimental_local_results(seen.largest)
-    results[attack, objective] = {**result, "largest": float(largest)}
+    results[attack, objective] = run.train()
   return results
 
 
@@ -263,16 +292,14 @@ class FlagsConformanceTest(tf.test.TestCase):
     chief, other = run_workers(_conform_by_flags, 2)
     self.assertGreater(len(chief), 40)
     self.assertEqual(chief.keys(), other.keys())
-    # All others stay in the ball: noise of 2 epsilon goes before that step, and WRM has
-    # a price on the distance instead.
-    farthest = {"nfgsm": 3 * BALL.epsilon, "wrm": 1.0, "none": 0.0}
+    reach = {"nfgsm": REACH["noise_fgsm"], "wrm": REACH["wrm"], "none": REACH["none"]}
     for pair, first in chief.items():
       with self.subTest(pair):
         for result in (first, other[pair]):
           self.assertTrue(np.isfinite(result["loss"]))
-          reach = farthest.get(pair[0], BALL.epsilon)
-          self.assertLessEqual(result["largest"], 1.0001 * reach)
-          self.assertEqual(result["largest"] > 0, pair[0] != "none")
+          farthest = reach.get(pair[0], BALL).epsilon
+          self.assertLessEqual(result["longest"], 1.0001 * farthest)
+          self.assertEqual(result["longest"] > 0, pair[0] != "none")
         self.assertFalse(np.array_equal(first["before"][0], first["weights"][0]))
         for key in ("weights", "statistics"):
           for a, b in zip(first[key], other[pair][key]):
@@ -288,6 +315,12 @@ class ConformanceTest(tf.test.TestCase):
       with self.subTest(name):
         first, again = runs
         self.assertTrue(np.isfinite(first["loss"]))
+        self.assertGreater(first["quantization_error"], 0)
+        attack = name.removesuffix(" x at")
+        for result in (first, other[name][0]):
+          farthest = REACH.get(attack, BALL).epsilon
+          self.assertLessEqual(result["longest"], 1.0001 * farthest)
+          self.assertEqual(result["longest"] > 0, attack != "none")
         self.assertEqual(first["loss"], other[name][0]["loss"])
         self.assertFalse(np.array_equal(first["before"][0], first["weights"][0]))
         for key in ("weights", "statistics", "averages"):
