@@ -42,6 +42,9 @@ _SUITES: dict[str, Callable[[norms.Ball], tuple[Iterative, ...]]] = {
     APGD(ball, losses.dlr, samples=20),
   ),
   "deepfool": lambda ball: (DeepFool(ball),),
+}
+# JSMA makes entries white, which a small l-infinity ball does not hold.
+_NOT_LINF: dict[str, Callable[[norms.Ball], tuple[Iterative, ...]]] = {
   "jsma": lambda ball: (JSMA(ball),),
 }
 _L2_ONLY: dict[str, Callable[[norms.L2], tuple[Iterative, ...]]] = {
@@ -69,7 +72,8 @@ def make_attacks(
 
   Args:
     name: `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab-t`, `square`; `autoattack` (standard)
-      and `autoattack-rand`; `deepfool`, `jsma`; `ddn`, `cw-l2`, `l-bfgs` in l2;
+      and `autoattack-rand`; `deepfool`; `jsma` in l1 and l2; `ddn`, `cw-l2`, `l-bfgs`
+      in l2;
       `fgsm`; with K steps, or K from each of R random starts, `pgd-K`, `pgd-KxR`,
       `cw-pgd-K`, `cw-pgd-KxR` (on the margin); from the image itself `bim-K` and
       `mi-fgsm-K` (with momentum). Any of them after `transfer-` is made on `source`.
@@ -93,6 +97,13 @@ def make_attacks(
     return tuple(Transfer(attack, source) for attack in attacks)
   if name in _SUITES:
     return _SUITES[name](ball)
+  if name in _NOT_LINF:
+    if isinstance(ball, norms.LInfinity):
+      raise UserError(
+        f"The attack {name} changes few pixels by much: set --norm=l1 or l2, and "
+        "--epsilon to how much."
+      )
+    return _NOT_LINF[name](ball)
   if name in _L2_ONLY:
     if not isinstance(ball, norms.L2):
       raise UserError(f"The attack {name} is for the l2 norm: set --norm=l2.")
@@ -110,6 +121,6 @@ def make_attacks(
     steps, momentum = int(match[2]), 1.0 if match[1] == "mi-fgsm" else 0.0
     step_size = step_size or ball.epsilon / steps
     return (Ascent(ball, step_size, steps, momentum=momentum, random_start=False),)
-  known = [*_SUITES, *_L2_ONLY, *_EXAMPLES]
+  known = [*_SUITES, *_NOT_LINF, *_L2_ONLY, *_EXAMPLES]
   nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
   raise UserError(f"No attack is called {name}; the nearest are {', '.join(nearest)}.")

@@ -67,8 +67,10 @@ class Square:
       stripes = norms.signs(examples.keys, [1, width, channels])
       candidate = self.ball.project(images, images + self.ball.epsilon * stripes)
     else:
-      hills, places = _tiled_hills(height, width)
-      signs = norms.signs(examples.keys, [len(places), 1, 1, channels])
+      hills = _tiled_hills(height, width, isinstance(self.ball, norms.L1))
+      signs = norms.signs(examples.keys, [hills.shape[1], 1, 1, channels])
+      turned = hashing.uniform(examples.step_keys(0, stream=3), [hills.shape[1]]) > 0.5
+      hills = tf.where(turned[:, :, None, None], hills[1], hills[0])
       noise = tf.reduce_sum(hills[..., None] * signs, axis=1)
       candidate = self._filled(images, noise)
     return {
@@ -125,7 +127,7 @@ class Square:
     # The window gets what is left of the ball, and what both windows had.
     if is_l1:
       left = tf.nn.relu(self.ball.epsilon - size(perturbation, 1, 2, 3))
-      new *= left / channels + size(both, 1, 2, 3)
+      new *= left + size(both, 1, 2, 3) * channels
     else:
       left = tf.nn.relu(self.ball.epsilon**2 - size(perturbation, 1, 2, 3) ** 2)
       new *= tf.sqrt(left / channels + size(both, 1, 2, 3) ** 2)
@@ -203,34 +205,38 @@ def _offsets(size: int, sides: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
 
 def _two_hills(side: int, is_l1: bool) -> np.ndarray:
   """A positive hill above a negative one, of norm 1; float32 [side, side]."""
-  upper = _hill(side // 2, side)
-  lower = _hill(side - side // 2, side)
+  upper = _hill(side // 2, side, is_l1)
+  lower = _hill(side - side // 2, side, is_l1)
   both = np.concatenate([upper, -lower])
   return both / (np.abs(both).sum() if is_l1 else np.sqrt((both**2).sum()))
 
 
-def _hill(height: int, width: int) -> np.ndarray:
-  """Nested rectangles around the middle, the m-th of them adding 1 / m^2."""
+def _hill(height: int, width: int, is_l1: bool) -> np.ndarray:
+  """Nested rectangles around the middle, of norm 1.
+
+  The m-th of them adds 1 / m^2, in l1 1 / m^4.
+  """
   row, column = height // 2, width // 2
   distance = np.maximum(
     np.abs(np.arange(height) - row)[:, None], np.abs(np.arange(width) - column)
   )
-  terms = 1.0 / np.arange(1, max(row, column) + 2) ** 2
+  terms = 1.0 / np.arange(1.0, max(row, column) + 2) ** (4 if is_l1 else 2)
   # A pixel at distance d lies in all rectangles but the first d.
   hill = np.cumsum(terms[::-1])[::-1][distance]
-  return hill / np.sqrt((hill**2).sum())
+  return hill / (hill.sum() if is_l1 else np.sqrt((hill**2).sum()))
 
 
-def _tiled_hills(height: int, width: int) -> tuple[tf.Tensor, list[tuple[int, int]]]:
-  """Five hills a side, [tiles, H, W], and where they begin."""
+def _tiled_hills(height: int, width: int, is_l1: bool) -> tf.Tensor:
+  """Five hills a side, one above and one beside the other, [2, tiles, H, W]."""
   side = max(min(height, width) // 5, 1)
   places = [
     (row, column)
     for row in range((height % side) // 2, height - side + 1, side)
     for column in range((width % side) // 2, width - side + 1, side)
   ]
-  tiles = np.zeros((len(places), height, width), np.float32)
-  for tile, (row, column) in zip(tiles, places):
-    hill = _two_hills(side, False) if side > 1 else np.ones((1, 1), np.float32)
-    tile[row : row + side, column : column + side] = hill
-  return tf.constant(tiles), places
+  hill = _two_hills(side, is_l1) if side > 1 else np.ones((1, 1), np.float32)
+  tiles = np.zeros((2, len(places), height, width), np.float32)
+  for number, (row, column) in enumerate(places):
+    for turned, one in enumerate((hill, hill.T)):
+      tiles[turned, number, row : row + side, column : column + side] = one
+  return tf.constant(tiles)

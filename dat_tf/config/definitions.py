@@ -254,9 +254,9 @@ def define_flags(values: flags.FlagValues) -> None:
   evaluation.texts(
       "attacks", [],
       "Attacks of evaluation instead of pgd, such as autoattack,pgd-50x10: apgd-ce, "
-      "apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-rand, deepfool, jsma, "
-      "fgsm, pgd-K, pgd-KxR, cw-pgd-K, bim-K, mi-fgsm-K; in l2 ddn, cw-l2, l-bfgs; any "
-      "of them, made on another model, as transfer-NAME.")
+      "apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-rand, deepfool, fgsm, "
+      "pgd-K, pgd-KxR, cw-pgd-K, bim-K, mi-fgsm-K; in l1 and l2 jsma; in l2 ddn, "
+      "cw-l2, l-bfgs; any of them, made on another model, as transfer-NAME.")
   evaluation.integer(
       "evaluation_examples", 0, "First test images, which attacks are run on; 0: all.",
       lower_bound=0)

@@ -142,11 +142,15 @@ class EvaluatorTest(LinearTestCase):
   def test_all_names_make_attacks(self):
     names = ["fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20x2"]
     names += ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"]
-    names += ["autoattack-rand", "deepfool", "jsma"]
+    names += ["autoattack-rand", "deepfool"]
     for ball in (LInfinity(0.1), L2(1.0), L1(10.0)):
       for name in names:
         for attack in make_attacks(name, ball):
           self.assertEqual(attack.ball, ball)
+    for ball in (L2(1.0), L1(10.0)):
+      self.assertEqual(make_attacks("jsma", ball)[0].ball, ball)
+    with self.assertRaisesRegex(UserError, "--norm=l1 or l2"):
+      make_attacks("jsma", LInfinity(0.1))
     for name in ("ddn", "cw-l2", "l-bfgs"):
       self.assertEqual(make_attacks(name, L2(1.0))[0].ball, L2(1.0))
       with self.assertRaisesRegex(UserError, "l2 norm"):

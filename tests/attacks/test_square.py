@@ -1,0 +1,117 @@
+"""Square's random search in l1 and l2 against a reference written in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from dat_tf import hashing
+from dat_tf.attacks import L1, L2, norms, square
+from dat_tf.attacks.iterative import Examples
+from dat_tf.attacks.square import Square
+
+SHAPE, COUNT = (9, 9, 2), 6
+
+
+def length(x, ball):
+  return np.abs(x).sum() if isinstance(ball, L1) else np.sqrt((x**2).sum())
+
+
+def rectangles(height, width, ball):
+  """Each a frame larger than the one before, and worth less."""
+  power = 4 if isinstance(ball, L1) else 2
+  hill = np.zeros((height, width))
+  for m in range(max(height // 2, width // 2) + 1):
+    rows = slice(max(height // 2 - m, 0), height // 2 + m + 1)
+    hill[rows, max(width // 2 - m, 0) : width // 2 + m + 1] += 1 / (m + 1) ** power
+  return hill / length(hill, ball)
+
+
+def two_hills(side, ball):
+  upper = rectangles(side // 2, side, ball)
+  both = np.concatenate([upper, -rectangles(side - side // 2, side, ball)])
+  return both / length(both, ball)
+
+
+class SquareTest(tf.test.TestCase, parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.images = rng.uniform(0.3, 0.7, (COUNT, *SHAPE)).astype("f4")
+    labels = tf.zeros(COUNT, tf.int32)
+    keys = hashing.stream_keys(0, np.arange(COUNT))
+    self.examples = Examples(
+      tf.constant(self.images), labels, keys, tf.zeros([COUNT, 3]), labels
+    )
+
+  @parameterized.product(side=[3, 5, 7, 9], ball=[L1(1.0), L2(1.0)])
+  def test_hills(self, side, ball):
+    hills = square._two_hills(side, isinstance(ball, L1))
+    self.assertAllClose(hills, two_hills(side, ball), atol=1e-6)
+
+  @parameterized.product(ball=[L1(4.0), L2(1.5)], k=[0, 30])
+  def test_a_window_takes_what_two_had_and_what_is_left(self, ball, k):
+    attack = Square(ball, steps=60, share=0.3)
+    rng = np.random.default_rng(1)
+    best = self.images + rng.uniform(-0.02, 0.02, self.images.shape).astype("f4")
+    steps = tf.fill([COUNT], k)
+    signs = norms.signs(self.examples.step_keys(steps, stream=1), [1, 1, SHAPE[2]])
+    places = hashing.uniform(self.examples.step_keys(steps, stream=2), [5]).numpy()
+    side = attack._sides(SHAPE[:2])[k]
+    expected = []
+    for image, point, sign, place in zip(self.images, best, signs.numpy(), places):
+      perturbation = (point - image).astype("f8")
+      rows, columns, other_rows, other_columns = (
+        slice(first, first + side) for first in (place[:4] * (10 - side)).astype(int)
+      )
+      both = np.zeros(SHAPE)
+      both[rows, columns] = perturbation[rows, columns]
+      both[other_rows, other_columns] = perturbation[other_rows, other_columns]
+      hill = two_hills(side, ball)
+      hill = hill.T if place[4] > 0.5 else hill
+      new = np.zeros((side, side, SHAPE[2]))
+      for channel in range(SHAPE[2]):
+        old = perturbation[rows, columns, channel]
+        mixed = hill * sign[0, 0, channel] + old / length(old, ball)
+        new[..., channel] = mixed / length(mixed, ball)
+      had = length(both, ball)
+      if isinstance(ball, L1):
+        left = max(ball.epsilon - length(perturbation, ball), 0)
+        new *= (left / SHAPE[2] + had) * SHAPE[2]
+      else:
+        left = max(ball.epsilon**2 - length(perturbation, ball) ** 2, 0)
+        new *= np.sqrt(left / SHAPE[2] + had**2)
+      perturbation[other_rows, other_columns] = 0
+      perturbation[rows, columns] = new
+      if isinstance(ball, L2):  # as far as the ball allows
+        perturbation *= ball.epsilon / length(perturbation, ball)
+      expected.append(image + perturbation)
+    expected = np.stack(expected).astype("f4")
+    expected = ball.project(tf.constant(self.images), tf.constant(expected))
+    changed = attack._changed(self.examples, tf.constant(best), steps)
+    self.assertAllClose(changed, expected, atol=2e-5)
+    self.assertNotAllClose(changed, best, atol=1e-2)
+
+  @parameterized.parameters(L1(4.0), L2(1.5))
+  def test_the_start_is_tiled_with_hills_of_both_directions(self, ball):
+    big = Examples(
+      tf.fill([8, 20, 20, 1], 0.5),
+      *self.examples[1:2],
+      hashing.stream_keys(0, range(8)),
+      *self.examples[3:],
+    )
+    noise = (Square(ball).start(big)["candidate"] - 0.5).numpy()
+    self.assertAllClose(ball.norm(noise), np.full(8, ball.epsilon), rtol=1e-4)
+    found = set()
+    for image in noise[..., 0]:
+      for row in range(0, 20, 4):
+        for column in range(0, 20, 4):
+          one = np.abs(image[row : row + 4, column : column + 4])
+          found.add(np.unravel_index(one.argmax(), one.shape))
+    # The peaks of a hill above another, and of one beside another.
+    self.assertContainsSubset({(1, 2), (2, 1)}, found)
+
+
+if __name__ == "__main__":
+  tf.test.main()
