@@ -108,6 +108,33 @@ class RefillingTest(tf.test.TestCase, parameterized.TestCase):
     self.assertTrue(found.any())
     self.assertAllClose(shot[found], outcomes["attack"].images[found], atol=1e-5)
 
+  def test_what_is_broken_costs_no_more(self):
+    """Calls of the classifier by an attack of 40 steps, four examples at a time."""
+    calls = tf.Variable(0)
+
+    def classifier(images):
+      calls.assign_add(1)
+      # Of class 1 as soon as it is any darker; black images stay as they are.
+      dark = tf.reduce_sum(images, axis=[1, 2, 3])
+      return tf.stack([dark - 0.999 * SHAPE[0] * SHAPE[1] * SHAPE[2], 0 * dark], 1)
+
+    attack = Ascent(LInfinity(0.1), 0.02, 40)
+    evaluator = Evaluator(classifier, {"attack": (attack,)}, batch_size=4)
+    white, grey = np.ones((16, *SHAPE), "f4"), np.full((16, *SHAPE), 0.2, "f4")
+    taken = []
+    for hard in (0, 4, 16):
+      images = np.where(np.arange(16)[:, None, None, None] < hard, grey, white)
+      labels = (np.arange(16) < hard).astype(int)
+      calls.assign(0)
+      _, outcomes = evaluator(images, labels, np.arange(16))
+      self.assertAllEqual(outcomes["attack"].broken, labels == 0)
+      taken.append(calls.numpy())
+    none, some, every = taken
+    # A look every four steps; each look also at the images as they are and at the end.
+    self.assertLessEqual(none, 4 * 4 + 4 + 4 + 1)
+    self.assertGreaterEqual(every, 4 * 40)
+    self.assertLessEqual(some, 40 + 4 * 4 + 4 + 4 + 1)
+
   @pytest.mark.long
   def test_restarts_break_more(self):
     part = np.flatnonzero(np.arange(COUNT) != 5)
