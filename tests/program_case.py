@@ -41,7 +41,7 @@ def write_digits(folder):
   return examples
 
 
-def run_dat(flags, **environment):
+def run_dat(flags, num_workers=1, **environment):
   """One run of the program; `flags` as a dictionary, in which None leaves one out."""
   inherited = {
     name: value
@@ -49,8 +49,9 @@ def run_dat(flags, **environment):
     if name not in ("TF_CONFIG", "TF_CPP_MIN_LOG_LEVEL")
   }
   words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+  launcher = ["-m", "dat_tf.launch", f"--num_workers={num_workers}", "--"]
   return subprocess.run(
-    [sys.executable, "run_dat.py", *words],
+    [sys.executable, *(launcher if num_workers > 1 else []), "run_dat.py", *words],
     cwd=ROOT,
     env={**inherited, **environment},
     capture_output=True,

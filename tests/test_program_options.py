@@ -170,6 +170,39 @@ class EarlyStoppedTest(ProgramCase):
     )
 
 
+class InitializedTest(ProgramCase):
+  """Transfer learning: a second run begins with the weights of a first."""
+
+  def kernels(self, name):
+    path = str(self.folder / name / "export")
+    weights = tf.keras.models.load_model(path, compile=False).get_weights()
+    return [weight for weight in weights if weight.ndim > 1]
+
+  def test_only_the_head_is_trained_and_a_restart_goes_on(self):
+    flags = {**self.flags, "mode": "train", "pictures": 0}
+    self.assert_good(run_dat({**flags, "model_dir": self.folder / "first"}))
+    tuned = {
+      **flags,
+      "model_dir": self.folder / "tuned",
+      "initialize_from": self.folder / "first",
+      "layer_decay": 0,
+    }
+    begun = run_dat({**tuned, "attack": "none", "attack_steps": None}, num_workers=2)
+    self.assertEqual(begun.returncode, 0, begun.stderr + begun.stdout)
+    self.assertIn(f"begins with {self.folder / 'first'}", begun.stdout)
+    first, after_one = self.kernels("first"), self.kernels("tuned")
+    for a, b in zip(first[:-1], after_one[:-1]):
+      self.assertAllEqual(a, b)
+    self.assertNotAllClose(first[-1], after_one[-1], atol=1e-4)
+    on = run_dat({**tuned, "attack": "none", "attack_steps": None, "epochs": 2})
+    self.assertEqual(on.returncode, 0, on.stderr)
+    self.assertNotIn("begins with", on.stdout)
+    self.assertEqual(results(self.folder / "tuned")["epochs"], 2)
+    for a, b in zip(first[:-1], self.kernels("tuned")[:-1]):
+      self.assertAllEqual(a, b)
+    self.assertNotAllClose(after_one[-1], self.kernels("tuned")[-1], atol=1e-4)
+
+
 class UnlikeWorkersTest(ProgramCase):
   def test_workers_with_other_flags_are_told_before_the_first_step(self):
     with contextlib.ExitStack() as stack:
