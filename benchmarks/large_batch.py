@@ -60,6 +60,7 @@ def run(optimizer: str, learning_rate: float) -> dict[str, float]:
     f"--learning_rate={learning_rate}",
     "--warmup_epochs=1",
     "--pictures=0",
+    "--probe_images=0",
   )
 
 

@@ -50,7 +50,7 @@ _WORK_DIR = flags.DEFINE_string(
   "work_dir", "runs/methods", "Directory of the runs; what is done stays."
 )
 _EXAMPLES = flags.DEFINE_integer(
-  "autoattack_examples", 500, "Test images for AutoAttack.", lower_bound=1
+  "autoattack_examples", 150, "Test images for AutoAttack.", lower_bound=1
 )
 _ONLY = flags.DEFINE_list("only", [], "Methods to run; all unless given.")
 
@@ -100,6 +100,7 @@ def _settings(name: str) -> list[str]:
     f"--train_data={data}/train-00000-of-00004",
     f"--test_data={data}/test-00000-of-00004",
     "--pictures=0",
+    "--probe_images=0",
   ]
 
 

@@ -58,6 +58,7 @@ def run(method: str, seed: int) -> dict[str, float]:
     f"--epochs={_EPOCHS.value}",
     f"--seed={seed}",
     "--pictures=0",
+    "--probe_images=0",
   )
 
 

@@ -88,6 +88,7 @@ def main(argv: list[str]) -> None:
       "--decay_epochs=",
       "--log_every=1",
       "--pictures=0",
+      "--probe_images=0",
     )
     first, *_, last = losses(f"{directory}/run/logs")
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9

@@ -65,6 +65,7 @@ def run(flagfile: str, name: str, seed: int, *settings: str) -> dict[str, float]
     f"--test_data={data}/test-*",
     f"--seed={seed}",
     "--pictures=0",
+    "--probe_images=0",
     *settings,
   )
 

@@ -37,9 +37,15 @@ def evaluate(run: Run) -> None:
       return_dict=True,
     )
   robust = {f"pgd-{run.config.evaluation_attack_steps}": figures["robust_accuracy"]}
-  _write_accuracies(run, figures["accuracy"], robust, int(figures["examples"]))
+  names = _write_accuracies(run, figures["accuracy"], robust, int(figures["examples"]))
   if "certified_accuracy" in figures:
     run.write_results({"certified_accuracy": figures["certified_accuracy"]})
+  if run.config.probe_images:
+    with run.explained_errors():
+      work = _survey(run)
+      if run.cluster.is_chief:
+        probes = work.probe(run.config.probe_images)
+        checks.show(_write_warnings(run, work, names, probes))
 
 
 def attack(run: Run) -> None:
@@ -48,8 +54,7 @@ def attack(run: Run) -> None:
   with run.explained_errors():
     work = _survey(run)
     probes = work.probe(run.config.probe_images) if cluster.is_chief else {}
-    checks.show(checks.from_probes(probes))
-    found: checks.Warnings = []
+    warnings: checks.Warnings = []
     for name in dict.fromkeys(run.config.attacks):
       progress = Progress(work.steps(name))
       with contextlib.closing(progress):
@@ -71,10 +76,8 @@ def attack(run: Run) -> None:
           flush=True,
         )
         names = _write_accuracies(run, standard, {name: robust}, count)
-        # Of earlier evaluations too: an attack may be weak beside another.
-        found = checks.from_outcomes(work.done(names), probes)
-        run.write_results({"warnings": checks.from_probes(probes) + found})
-  checks.show(found)
+        warnings = _write_warnings(run, work, names, probes)
+  checks.show(warnings)
 
 
 def _survey(run: Run) -> Survey:
@@ -139,6 +142,17 @@ def _survey(run: Run) -> Survey:
   )
 
 
+def _write_warnings(
+  run: Run, work: Survey, names: list[str], probes: dict[str, Any]
+) -> checks.Warnings:
+  """What the probes and the outcomes of attacks, earlier ones too, warn of."""
+  found = checks.from_probes(probes)
+  found += checks.from_outcomes(work.done(names), probes)
+  count = len(probes["example_id"]) if probes else 0
+  run.write_results({"warnings": found, "probed_images": count})
+  return found
+
+
 def _source_fingerprint(config: flags.FlagValues) -> str:
   """A hash of all that transfer attacks depend on besides."""
   path = config.source_model_path
@@ -174,6 +188,7 @@ def _write_accuracies(
       "norm": run.config.norm,
       "epsilon": run.config.epsilon,
       "warnings": there.get("warnings", []),
+      "probed_images": there.get("probed_images", 0),
     }
   )
   return list(accuracies)

@@ -34,6 +34,7 @@ def train(run: Run) -> None:
     "standard_accuracy": None,  # until it is evaluated
     "robust_accuracy": {},
     "warnings": [],
+    "probed_images": 0,
     "epochs": first_epoch,
     "global_batch_size": config.global_batch_size,
     "num_workers": run.cluster.num_workers,

@@ -103,6 +103,7 @@ class ProgramCase(tf.test.TestCase):
       "train_data": cls.folder / "data" / "train-*",
       "test_data": cls.folder / "data" / "test-*",
       "global_batch_size": BATCH,
+      "probe_images": 0,
       "epochs": 1,
       "epsilon": 0.1,
       "attack_steps": 1,

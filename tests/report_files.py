@@ -80,6 +80,7 @@ def write_run(
     "norm": "linf",
     "epsilon": EPSILON,
     "warnings": [],
+    "probed_images": 200,
     "epochs": 2,
     "global_batch_size": 128,
     "num_workers": 2,
@@ -106,6 +107,7 @@ def probes(rng):
   images = rng.random((4, 6, 6, 1), "f4")
   lower = 0.1 * rng.random()
   return {
+    "example_id": np.arange(200),
     "epsilons": epsilons,
     "epsilon_accuracy": np.exp(-((epsilons / (0.15 + lower)) ** 2)),
     "noise_accuracy": 1 - (lower + 0.3) * epsilons,

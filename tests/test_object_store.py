@@ -34,6 +34,7 @@ def _run():
       "attack_steps": 1,
       "evaluation_attack_steps": 1,
       "pictures": 0,
+      "probe_images": 0,
       **flags,
     }
     run_dat.main(

@@ -63,6 +63,7 @@ class TrainedTest(ProgramCase):
       "flagfile": flagfile,
       "mode": "evaluate",
       "model_dir": flagfile.parent,
+      "probe_images": 20,
     }
     # As if the first run had had this rate.
     flagfile = cls.folder / "diverging" / "config.flags"
@@ -170,7 +171,19 @@ class TrainedTest(ProgramCase):
   def test_evaluation_by_itself_gives_the_same_accuracies(self):
     self.assert_good(self.runs["evaluate"])
     self.assertNotRegex(self.runs["evaluate"].stderr, "training|epoch")
-    self.assertEqual(results(self.folder / "evaluate"), results(self.trained))
+    found = results(self.folder / "evaluate")
+    self.assertEqual(found.pop("probed_images"), 20)
+    unprobed = {"warnings": [], "probed_images": 0}
+    self.assertEqual({**found, **unprobed}, results(self.trained))
+
+  def test_evaluation_probes_whether_its_attack_can_be_trusted(self):
+    with np.load(self.folder / "evaluate" / "evaluation" / "probes.npz") as probes:
+      self.assertLen(probes["example_id"], 20)
+    page = (self.folder / "evaluate" / "report.html").read_text()
+    for section in ("Attack strength", "Images"):
+      self.assertIn(f">{section}</h2>", page)
+    for warning in results(self.folder / "evaluate")["warnings"]:
+      self.assertIn(warning["message"], self.runs["evaluate"].stdout)
 
   def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(self):
     # The fourth step is the first with the large rate; the fifth meets its weights.

@@ -68,6 +68,7 @@ class SemiSupervisedTest(tf.test.TestCase):
       "train_data": data / "labeled-*",
       "test_data": data / "test-*",
       "global_batch_size": 12,
+      "probe_images": 0,
       "epsilon": 0.1,
       "attack_steps": 2,
       "evaluation_attack_steps": 2,

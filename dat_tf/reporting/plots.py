@@ -7,7 +7,7 @@ each has a plot of its own. A plot of which no run has the figures is left out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -60,8 +60,9 @@ def strength_plots(runs: Sequence[Run]) -> Iterator[Plot]:
       lines,
       f"epsilon_{norm}",
       "Accuracy against ε",
-      "The upright line is the ε of the evaluation. An attack that works brings the "
-      "accuracy to 0 where ε is large, long before noise of that size does.",
+      f"{_probed(shown.values())}The upright line is the ε of the evaluation. An "
+      "attack that works brings the accuracy to 0 where ε is large, long before noise "
+      "of that size does.",
       f"ε, {NORMS.get(str(norm), '')} norm of the perturbation, pixels in [0, 1]",
       "Accuracy",
       {"-": "PGD", ":": "random noise"},
@@ -101,13 +102,20 @@ def strength_plots(runs: Sequence[Run]) -> Iterator[Plot]:
         lines,
         key,
         title,
-        caption,
+        _probed(runs) + caption,
         "K, steps of PGD",
         unit,
         percent=key == "steps_accuracy",
         finish=scale,
       )
   yield from _surface_plots(runs)
+
+
+def _probed(runs: Iterable[Run]) -> str:
+  """How many images plots of probes are of."""
+  ids = [run.probes["example_id"] for run in runs if "example_id" in run.probes]
+  counts = sorted({len(some) for some in ids})
+  return f"On the first {' or '.join(map(str, counts))} test images. " if counts else ""
 
 
 # Tag in TensorBoard, title, caption, what stands above the upright axis.

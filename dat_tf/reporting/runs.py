@@ -144,9 +144,9 @@ def _read(name: str, directory: str) -> Run:
     if arrays:
       names = [field.name for field in dataclasses.fields(Outcomes)][1:]
       found.append(Outcomes(attack, **{key: arrays[key] for key in names}))
-  # Probes belong to them: without any they may be those of earlier weights.
   path = os.path.join(directory, "evaluation", "probes.npz")
-  probes = _read_arrays(path) if found else {}
+  # Otherwise they may be those of earlier weights.
+  probes = _read_arrays(path) if results.get("probed_images") else {}
   settings = config_lib.load(directory)
   return Run(
     name,

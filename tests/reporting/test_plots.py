@@ -32,6 +32,12 @@ class PlotsTest(ReportCase):
         self.assertGreater(len(axes.get_xlabel()), 5, name)
         self.assertGreater(len(axes.get_title()), 3, name)
 
+  def test_plots_of_probes_say_of_how_many_images(self):
+    count = len(self.probes["example_id"])
+    for plot in plots.strength_plots([self.run_]):
+      if "surface" not in plot.name:
+        self.assertStartsWith(plot.caption, f"On the first {count} test images. ")
+
   def test_epsilon(self):
     figure = drawn(plots.strength_plots([self.run_]))["epsilon_linf"]
     pgd, noise, radius = self.lines(figure)

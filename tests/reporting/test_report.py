@@ -274,7 +274,7 @@ class ChangedTest(ReportCase):
 
   def test_probes_of_earlier_weights_are_left_out(self):
     # Trained on, and not yet attacked again.
-    unknown = {"standard_accuracy": None, "robust_accuracy": {}}
+    unknown = {"standard_accuracy": None, "robust_accuracy": {}, "probed_images": 0}
     report_files.write_run(self.folder / "on", **unknown)
     self.assertEqual(
       sections(self.report("on")), ["Training", "Communication", "Settings"]
