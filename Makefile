@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 # A virtual environment half made is made anew.
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-all lint clean
+.PHONY: help install quickstart test test-methods test-all lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | \
@@ -24,6 +24,11 @@ quickstart: $(VENV)/.quickstart ## train on the digits with two workers (about t
 
 test: $(VENV)/.test ## run the tests, except the long ones
 	@$(VENV)/bin/python -m pytest -q --durations=10 -m "not long" $(ARGS)
+
+test-methods: $(VENV)/.test ## run each method on two workers, each attack where its end is known
+	@$(VENV)/bin/python -m pytest -q --durations=10 $(ARGS) \
+	  tests/objectives/test_conformance.py::ConformanceTest \
+	  tests/evaluation/test_robustness.py::LinearTest
 
 test-all: $(VENV)/.test ## run all tests
 	@$(VENV)/bin/python -m pytest -q --durations=10 $(ARGS)

@@ -211,6 +211,13 @@ def detect_form(
     if not set(form.required) - set(features):
       soft = 0 if needs_label else len(features[SOFT_LABEL].float_list.value)
       return dataclasses.replace(form, soft_classes=soft)
+  bare = [dataclasses.replace(form, needs_label=False) for form in FORMS]
+  if any(not set(form.required) - set(features) for form in bare):
+    raise UserError(
+      f"{path}: the images have no labels, and every objective needs some that have: "
+      "give these as --unlabeled_data beside labelled ones, or label them by "
+      "--mode=pseudo_label."
+    )
   known = "; ".join(f"{form.name}: {', '.join(form.required)}" for form in forms)
   raise UserError(
     f"{path}: the features ({', '.join(sorted(features))}) are of no known form. "

@@ -82,7 +82,7 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
   def test_a_missing_label_is_allowed_only_in_unlabelled_data(self, form):
     labelled, unlabelled = record_of(form, label=form.first_label), record_of(form)
     write(self.path, [unlabelled, labelled])
-    with self.assertRaisesRegex(UserError, "are of no known form"):
+    with self.assertRaisesRegex(UserError, "have no labels.*--unlabeled_data"):
       records.detect_form(self.path)
     found = records.detect_form(self.path, needs_label=False)
     self.assertEqual(found, dataclasses.replace(form, needs_label=False))
