@@ -19,7 +19,8 @@ class WeightAverage(tf.Module):
   every step. With decay 1 all weights count the same: stochastic weight averaging
   (Izmailov et al., UAI 2018), usually once an epoch, after most of the training; Chen
   et al., "Robust overfitting may be mitigated by properly learned smoothening", ICLR
-  2021.
+  2021. (Batch-norm statistics are averaged like weights, where Izmailov et al. estimate
+  them anew by another pass over the data.)
 
   Each replica keeps its own; the weights' are alike, those of statistics are not until
   `AdversarialModel.average_statistics`.

@@ -143,7 +143,7 @@ class LocalLinearity:
 
   LLR: Qin et al., "Adversarial robustness through local linearization", NeurIPS 2019,
   to be added to the clean loss. Its attack looks for the largest g
-  (`attacks.maximizers.GainAscent` of `linearity_violation`).
+  (`attacks.maximizers.GainAscent` of `linearity_violation`), here with PGD's steps.
 
   Attributes:
     weight: their lambda, at least 0; 4 is theirs on CIFAR-10.
