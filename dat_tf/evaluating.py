@@ -46,6 +46,7 @@ def evaluate(run: Run) -> None:
       if run.cluster.is_chief:
         probes = work.probe(run.config.probe_images)
         checks.show(_write_warnings(run, work, names, probes))
+      run.wait_for_all()  # a worker that ends takes the cluster with it
 
 
 def attack(run: Run) -> None:

@@ -129,7 +129,7 @@ class SemiSupervisedTest(tf.test.TestCase):
     student = self.folder / "student"
     run(
       2,
-      **self.flags,
+      **{**self.flags, "probe_images": 8},
       model_dir=student,
       unlabeled_data=self.folder / "soft" / "unlabeled-*",
       unlabeled_fraction=0.5,
@@ -140,6 +140,7 @@ class SemiSupervisedTest(tf.test.TestCase):
     )
     results = json.loads((student / "results.json").read_text())
     self.assertEqual(results["test_examples"], TEST)
+    self.assertEqual(results["probed_images"], 8)
     self.assertGreater(results["standard_accuracy"], 0.2)
 
   def test_unlabelled_images_of_another_shape_are_refused(self):
