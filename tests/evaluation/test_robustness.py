@@ -234,6 +234,10 @@ class LinearTest(LinearTestCase):
     self.check_broken(self.two, ball, name)
 
   @parameterized.parameters(LInfinity, L2)
+  def test_one_step_is_enough_where_the_gradient_is_the_same(self, ball):
+    self.check_broken(self.two, ball, "fgsm")
+
+  @parameterized.parameters(LInfinity, L2)
   def test_momentum_loses_nothing(self, ball):
     self.check_broken(self.two, ball, "mi-fgsm-40")
 
