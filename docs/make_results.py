@@ -305,10 +305,12 @@ loss falls from {figures["first_loss"]:.2f} to {figures["last_loss"]:.2f} in
 
 def methods(figures: dict[str, Any]) -> str:
   names = [key.removesuffix("_pgd_50") for key in figures if key.endswith("_pgd_50")]
+  count = figures["autoattack_examples"]
   columns = {
     "standard_accuracy": "clean",
     "pgd_50": "PGD-50",
-    "autoattack": "AutoAttack",
+    "pgd_50_there": f"PGD-50, {count}",
+    "autoattack": f"AutoAttack, {count}",
     "certified_accuracy": "certified",
   }
   rows = []
@@ -323,9 +325,9 @@ def methods(figures: dict[str, Any]) -> str:
     rows.append(row)
   return f"""Fashion-MNIST, the first 15,000 training images, one worker, the same
 network (certified training: one without batch-norm) and number of steps, one seed;
-`flags/methods/METHOD.flags`. PGD-50 on 2,500 test images, AutoAttack on the first
-{figures["autoattack_examples"]} of them. An epoch is 118 steps of 128 images; steps
-were timed in turns, as in the last epoch.
+`flags/methods/METHOD.flags`. PGD-50 on 2,500 test images, and beside AutoAttack on the
+first {count} of them. An epoch is 118 steps of 128 images; steps were timed in turns,
+as in the last epoch. `gradalign` is `fgsm_from_image` with a guard against the collapse.
 
 {table(rows)}"""
 
