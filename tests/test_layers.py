@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dat_tf"
 
 # From low to high: a room may import those of its own line and of the lines before it.
 LAYERS = (
-  ("errors", "files", "hashing", "startup", "watchdog"),
+  ("agreement", "errors", "files", "hashing", "startup", "watchdog"),
   ("config", "cluster", "models", "optimizers", "checkpointing", "exporting"),
   ("communication",),
   ("objectives",),
