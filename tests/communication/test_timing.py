@@ -49,7 +49,9 @@ class StopwatchTest(tf.test.TestCase):
 
     _, covered, whole = timed(tf.constant([1.0]))
     self.assertGreaterEqual(covered, 1000 * NAP)
-    self.assertLessEqual(covered, whole + 1)
+    # Counted by call it would be twice as much with two threads. A thread may be late
+    # to note the time.
+    self.assertLessEqual(covered, 1.1 * whole)
 
 
 class FiguresTest(tf.test.TestCase):
