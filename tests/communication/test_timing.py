@@ -37,7 +37,7 @@ class StopwatchTest(tf.test.TestCase):
       self.assertGreaterEqual(totals["slow"], 2000 * NAP)
       self.assertLess(totals["quick"], totals["slow"])
       # Two naps more, outside of what is timed.
-      self.assertGreaterEqual(whole - totals["slow"], 2000 * NAP - 1)
+      self.assertGreaterEqual(whole - totals["slow"], 0.9 * 2000 * NAP)
 
   def test_counts_what_overlaps_once(self):
     @tf.function(autograph=False)
