@@ -117,15 +117,6 @@ def _survey(run: Run) -> Survey:
     run.copy_final_weights()
     classifier = functools.partial(run.plain, training=False)
     weights = checkpointing.fingerprint(run.plain)
-  of_transfer: Optional[UserModel] = None
-  if config.source_model_path:
-    of_transfer = UserModel(
-      config.source_model_path,
-      config_lib.input_range(config, "source_input_range"),
-      config.source_probabilities,
-      "source_model_path",
-    )
-    of_transfer.check(data.first_batch(), config.num_classes)
   files_read = [[os.path.basename(p), tf.io.gfile.stat(p).length] for p in paths]
   names = "image_size", "first_label", "input_range", "probabilities"
   return Survey(
@@ -138,8 +129,7 @@ def _survey(run: Run) -> Survey:
     [weights, files_read, *(config[name].serialize() for name in names)],
     cluster.index,
     cluster.num_workers,
-    of_transfer,
-    _source_fingerprint(config),
+    *_source(config, data),
   )
 
 
@@ -154,14 +144,19 @@ def _write_warnings(
   return found
 
 
-def _source_fingerprint(config: flags.FlagValues) -> str:
-  """A hash of all that transfer attacks depend on besides."""
+def _source(
+  config: flags.FlagValues, data: survey.Data
+) -> tuple[Optional[UserModel], str]:
+  """The model that transfer attacks are made on, and what tells it from others."""
   path = config.source_model_path
   if not path:
-    return ""
+    return None, ""
+  pixels = config_lib.input_range(config, "source_input_range")
+  model = UserModel(path, pixels, config.source_probabilities, "source_model_path")
+  model.check(data.first_batch(), config.num_classes)
   names = "source_input_range", "source_probabilities"
   settings = [config[name].serialize() for name in names]
-  return "-".join([user_model.fingerprint(path), *settings])
+  return model, "-".join([user_model.fingerprint(path), *settings])
 
 
 def _write_accuracies(

@@ -9,10 +9,10 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 
 import numpy as np
 import tensorflow as tf
+from folder_case import FolderCase
 from sklearn.datasets import load_digits
 
 from dat_tf.data import writing
@@ -91,13 +91,10 @@ def contents(folder):
   return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-class ProgramCase(tf.test.TestCase):
+class ProgramCase(FolderCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    folder = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(folder.cleanup)
-    cls.folder = pathlib.Path(folder.name)
     cls.examples = write_digits(str(cls.folder / "data"))
     cls.flags = {
       "train_data": cls.folder / "data" / "train-*",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pathlib
-import tempfile
 
 import report_files
-import tensorflow as tf
+from folder_case import FolderCase
 
 from dat_tf.reporting import runs, theme, write_report
 
@@ -16,15 +15,12 @@ def drawn(some):
   return {plot.name: plot.draw(theme.LIGHT) for plot in some}
 
 
-class ReportCase(tf.test.TestCase):
+class ReportCase(FolderCase):
   """A whole run in the directory `at`, and what is reported of it."""
 
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    folder = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(folder.cleanup)
-    cls.folder = pathlib.Path(folder.name)
     cls.outcomes = report_files.write_run(cls.folder / "at")
 
   @classmethod

@@ -6,11 +6,11 @@ import json
 import pathlib
 import subprocess
 import sys
-import tempfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from folder_case import FolderCase
 from sklearn.datasets import load_digits
 
 from dat_tf.data import writing
@@ -54,13 +54,10 @@ def run(num_workers, **flags):
   return done.stdout + done.stderr
 
 
-class SemiSupervisedTest(tf.test.TestCase):
+class SemiSupervisedTest(FolderCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    folder = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(folder.cleanup)
-    cls.folder = pathlib.Path(folder.name)
     data = cls.folder / "data"
     cls.labels = write_digits(str(data))
     cls.unlabeled = data / "unlabeled-*"

@@ -166,9 +166,9 @@ class WarmStart:
     self._size = tf.TensorShape(image_shape).num_elements()
     # A code for each pixel value, and the float32 that they are parts of. The table
     # takes no bytes; eight of them make an int64.
-    self._padding = -(self._size + 4) % 8
+    self._row = [self._size, 4, -(self._size + 4) % 8]
     # No perturbation has this code: it stands for an example not seen before.
-    unseen = tf.fill([1, self._size + 4 + self._padding], tf.constant(-128, tf.int8))
+    unseen = tf.fill([1, sum(self._row)], tf.constant(-128, tf.int8))
     self._table = tf.lookup.experimental.MutableHashTable(
       tf.int64, tf.int64, _packed(unseen)[0]
     )
@@ -233,8 +233,8 @@ class WarmStart:
     self, example_ids: tf.Tensor, keys: tf.Tensor, images: tf.Tensor
   ) -> tf.Tensor:
     codes = tf.bitcast(self._table.lookup(example_ids), tf.int8)
-    codes = tf.reshape(codes, [-1, self._size + 4 + self._padding])
-    codes, largest = codes[:, : self._size], codes[:, self._size : self._size + 4]
+    codes = tf.reshape(codes, [-1, sum(self._row)])
+    codes, largest, _ = tf.split(codes, self._row, axis=1)
     is_seen = (codes[:, 0] != -128)[:, tf.newaxis, tf.newaxis, tf.newaxis]
     delta = tf.cast(tf.reshape(codes, tf.shape(images)), tf.float32)
     unit = tf.bitcast(largest, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis] / 127
@@ -248,7 +248,7 @@ class WarmStart:
     codes = tf.math.divide_no_nan(127.0 * delta, largest[:, tf.newaxis])
     codes = tf.cast(tf.round(codes), tf.int8)
     codes = tf.concat([codes, tf.bitcast(largest, tf.int8)], axis=1)
-    codes = tf.pad(codes, [[0, 0], [0, self._padding]])
+    codes = tf.pad(codes, [[0, 0], [0, self._row[2]]])
     self._table.insert(example_ids, _packed(codes))
 
 

@@ -43,10 +43,6 @@ _SUITES: dict[str, Callable[[norms.Ball], tuple[Iterative, ...]]] = {
   ),
   "deepfool": lambda ball: (DeepFool(ball),),
 }
-# JSMA makes entries white, which a small l-infinity ball does not hold.
-_NOT_LINF: dict[str, Callable[[norms.Ball], tuple[Iterative, ...]]] = {
-  "jsma": lambda ball: (JSMA(ball),),
-}
 _L2_ONLY: dict[str, Callable[[norms.L2], tuple[Iterative, ...]]] = {
   "ddn": lambda ball: (DDN(ball),),
   "cw-l2": lambda ball: (CarliniWagner(ball),),
@@ -55,8 +51,7 @@ _L2_ONLY: dict[str, Callable[[norms.L2], tuple[Iterative, ...]]] = {
 # NAME-K takes K steps, NAME-KxR does so from R random starts.
 _STEPPED = re.compile(r"(pgd|cw-pgd)-([1-9]\d*)(?:x([1-9]\d*))?")
 _FROM_THE_IMAGE = re.compile(r"(bim|mi-fgsm)-([1-9]\d*)")
-_EXAMPLES = ["fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20"]
-_EXAMPLES += ["transfer-pgd-20"]
+_EXAMPLES = "fgsm pgd-20 pgd-50x10 bim-10 mi-fgsm-10 cw-pgd-20 transfer-pgd-20".split()
 
 # Before the name of any attack: made on a source model, tried on the one evaluated.
 TRANSFER = "transfer-"
@@ -73,10 +68,10 @@ def make_attacks(
   Args:
     name: `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab-t`, `square`; `autoattack` (standard)
       and `autoattack-rand`; `deepfool`; `jsma` in l1 and l2; `ddn`, `cw-l2`, `l-bfgs`
-      in l2;
-      `fgsm`; with K steps, or K from each of R random starts, `pgd-K`, `pgd-KxR`,
-      `cw-pgd-K`, `cw-pgd-KxR` (on the margin); from the image itself `bim-K` and
-      `mi-fgsm-K` (with momentum). Any of them after `transfer-` is made on `source`.
+      in l2; `fgsm`; with K steps, or K from each of R random starts, `pgd-K`,
+      `pgd-KxR`, `cw-pgd-K`, `cw-pgd-KxR` (on the margin); from the image itself
+      `bim-K` and `mi-fgsm-K` (with momentum). Any of them after `transfer-` is made
+      on `source`.
     ball: the allowed perturbations.
     step_size: of the attacks with K steps; unless given 2.5 epsilon / K with a random
       start, epsilon / K without.
@@ -97,13 +92,13 @@ def make_attacks(
     return tuple(Transfer(attack, source) for attack in attacks)
   if name in _SUITES:
     return _SUITES[name](ball)
-  if name in _NOT_LINF:
+  if name == "jsma":
     if isinstance(ball, norms.LInfinity):
       raise UserError(
         f"The attack {name} changes few pixels by much: set --norm=l1 or l2, and "
         "--epsilon to how much."
       )
-    return _NOT_LINF[name](ball)
+    return (JSMA(ball),)
   if name in _L2_ONLY:
     if not isinstance(ball, norms.L2):
       raise UserError(f"The attack {name} is for the l2 norm: set --norm=l2.")
@@ -121,6 +116,6 @@ def make_attacks(
     steps, momentum = int(match[2]), 1.0 if match[1] == "mi-fgsm" else 0.0
     step_size = step_size or ball.epsilon / steps
     return (Ascent(ball, step_size, steps, momentum=momentum, random_start=False),)
-  known = [*_SUITES, *_NOT_LINF, *_L2_ONLY, *_EXAMPLES]
+  known = [*_SUITES, "jsma", *_L2_ONLY, *_EXAMPLES]
   nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
   raise UserError(f"No attack is called {name}; the nearest are {', '.join(nearest)}.")

@@ -134,8 +134,8 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
     ),
     (
       certified and not config.epsilon_growing_epochs,
-      f"{chosen} fails when epsilon is large from the start: add "
-      f"--epsilon_growing_epochs, such as {0.6 * config.epochs:g}.",
+      f"{chosen} begins with a small epsilon: add --epsilon_growing_epochs, such as "
+      f"{0.6 * config.epochs:g}.",
     ),
     (
       config.weight_perturbation and config.jit_compile,

@@ -164,10 +164,8 @@ class Survey:
     Raises:
       UserError: as those of `Evaluator`, or outcomes cannot be written.
     """
-    sequence, store = (
-      make_attacks(name, self.ball, source=self.source),
-      self._store(name),
-    )
+    store = self._store(name)
+    sequence = make_attacks(name, self.ball, source=self.source)
     evaluator = Evaluator(
       self.classifier, {name: sequence}, self.data.batch_size, self.seed
     )

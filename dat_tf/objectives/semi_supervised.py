@@ -22,10 +22,9 @@ class SemiSupervised(Objective):
       pseudo-label   w (lambda l(x, z) + l(x + delta, z))
       consistency    w r KL(p(x) || p(x + delta))
 
-  at training step t, counted from 0, with r = min(1, (t + 1) / consistency_growing). A
-  network that has learnt little satisfies consistency most easily by saying nothing
-  definite of any image: at full weight from the start, classes that look alike may
-  never come apart.
+  at training step t, counted from 0, with r = min(1, (t + 1) / consistency_growing): a
+  network that has learnt little agrees with itself best by saying nothing definite of
+  any image.
 
   Pseudo-labels are robust self-training (Carmon et al., "Unlabeled data improves
   adversarial robustness", NeurIPS 2019); consistency needs no label (the online target

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
-import tempfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from folder_case import FolderCase
 
 from dat_tf import config as config_lib
 from dat_tf.attacks import LInfinity, make_attacks
@@ -48,13 +47,10 @@ def _interrupted(flags):
     pass
 
 
-class WorkersTest(tf.test.TestCase):
+class WorkersTest(FolderCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    folder = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(folder.cleanup)
-    cls.folder = pathlib.Path(folder.name)
     rng = np.random.default_rng(0)
     cls.images = rng.integers(0, 256, (COUNT, *SHAPE), "u1")
     layers = tf.keras.layers
