@@ -80,13 +80,13 @@ class Run:
         f"{self._replicas} replicas: choose one that is, such as "
         f"{config.global_batch_size - surplus + self._replicas}."
       )
+    self.inputs = Inputs(config, cluster, self.strategy)
     each = config.global_batch_size // self._replicas
-    if each % config.accumulation:
+    if self.inputs.train and each % config.accumulation:
       raise UserError(
         f"--accumulation={config.accumulation} does not divide the {each} images of a "
         "replica's batch: choose a number that does."
       )
-    self.inputs = Inputs(config, cluster, self.strategy)
     if config.model_path:  # nothing of our own is evaluated
       return
     self.model, self.plain = self._build(self.inputs.image_shape)

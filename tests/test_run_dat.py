@@ -227,7 +227,8 @@ class MistakesTest(ProgramCase):
     runs = {
       "clean": {**clean, "test_data": None, "optimizer": "sgd"},
       "nothing": {"train_data": cls.folder / "nothing-*"},
-      "no_checkpoint": {"mode": "evaluate"},
+      # The parts of a batch are training's alone.
+      "no_checkpoint": {"mode": "evaluate", "accumulation": 5},
       # Found while it trains, or while the pictures for TensorBoard are read.
       "lacking": {**clean, "train_data": cls.bad["lacking"]},
       "corrupt": {**clean, "train_data": cls.bad["corrupt"]},
