@@ -255,6 +255,35 @@ class CompilationTest(tf.test.TestCase):
       self.train(lambda: in_python, jit_compile=True)
 
 
+class MixedPrecisionTest(tf.test.TestCase):
+  def train(self, precision):
+    tf.keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(16, 8, 8, 1)).astype("f4")
+    labels = rng.integers(0, 3, size=16)
+    images += 0.4 * labels[:, None, None, None]
+    classifier = make_model("small_cnn", (8, 8, 1), 3, precision=precision)
+    model = AdversarialModel(classifier, PGD(LInfinity(0.1), 0.05, 2))
+    model.compile(optimizer=SGD(0.05))
+    before = [v.numpy() for v in classifier.trainable_variables]
+    batches = dataset_of(*[batch_of(images / images.max(), labels)] * 30)
+    first = model.fit(batches, steps_per_epoch=1, verbose=0).history
+    after = [v.numpy() for v in classifier.trainable_variables]
+    last = model.fit(batches, steps_per_epoch=30, verbose=0).history
+    moved = np.concatenate([(b - a).ravel() for a, b in zip(before, after)])
+    return moved, first, last
+
+  def test_a_step_in_16_bits_is_nearly_that_in_32_and_learns(self):
+    exact, exact_first, _ = self.train("float32")
+    moved, first, last = self.train("mixed_bfloat16")
+    self.assertEqual(moved.dtype, np.float32)
+    self.assertNotAllEqual(moved, exact)
+    cosine = moved @ exact / np.linalg.norm(moved) / np.linalg.norm(exact)
+    self.assertGreater(cosine, 0.9)  # the attack takes signs, also of what is near 0
+    self.assertAllClose(first["loss"], exact_first["loss"], rtol=0.05)
+    self.assertLess(last["loss"][0], 0.8 * first["loss"][0])
+
+
 class EvaluationTest(tf.test.TestCase):
   def setUp(self):
     super().setUp()
