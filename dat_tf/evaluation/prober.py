@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from dat_tf import hashing
-from dat_tf.attacks import iterative, losses, norms
+from dat_tf.attacks import iterative, norms
+from dat_tf.objectives.losses import cross_entropy
 
 PGD_STEPS = 20
 
@@ -36,7 +37,7 @@ class Prober:
       with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         logits = classifier(images)
-        values = losses.cross_entropy(logits, labels)
+        values = cross_entropy(logits, labels)
         total = tf.reduce_sum(values)
       zero = tf.UnconnectedGradients.ZERO  # a round() on the way, for instance
       return logits, values, tape.gradient(total, images, unconnected_gradients=zero)
@@ -59,7 +60,8 @@ class Prober:
       direction = ball.steepest(hashing.normal(keys, images.shape[1:]))
       return around(epsilon).project(images, images + epsilon * direction)
 
-    self._classify = tf.function(classifier)
+    # Of an object tf.function would take over the attributes, in place of its own.
+    self._classify = tf.function(lambda images: classifier(images))
     self._gradient = tf.function(gradient)
     self._step = tf.function(step)
     self._noisy = tf.function(noisy)
@@ -82,7 +84,7 @@ class Prober:
     return self._in_batches(lambda x: [self._classify(x)], images)[0]
 
   def losses(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return losses.cross_entropy(self.logits(images), labels).numpy()
+    return cross_entropy(self.logits(images), labels).numpy()
 
   def gradients(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Of the loss, [N, H, W, C]."""

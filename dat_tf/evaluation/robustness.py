@@ -69,7 +69,8 @@ class Evaluator:
       batch_size: examples in a batch. Outcomes may depend on it, by rounding.
       seed: of all random numbers.
     """
-    self._classify = tf.function(classifier)
+    # Of an object tf.function would take over the attributes, in place of its own.
+    self._classify = tf.function(lambda images: classifier(images))
     self._runners = {
       name: [Runner(classifier, attack, batch_size) for attack in sequence]
       for name, sequence in attacks.items()

@@ -48,7 +48,7 @@ class UserModel:
     if not tf.io.gfile.exists(path):
       raise self._mistake("there is no such file or directory", "mend the path")
     try:
-      self._call, self._input = self._load()
+      self._outputs, self._input = self._load()
     except UserError:
       raise
     except Exception as error:  # a model of any kind may fail in any way
@@ -61,7 +61,7 @@ class UserModel:
     """Logits, float32 [B, classes], of images [B, H, W, C] in [0, 1]."""
     low, high = self._range
     pixels = low + (high - low) * _with_shaped_gradient(images)
-    outputs = tf.cast(self._call(pixels), tf.float32)
+    outputs = tf.cast(self._outputs(pixels), tf.float32)
     if not outputs.shape.is_fully_defined():
       outputs = tf.ensure_shape(outputs, [images.shape[0], None])
     if self._probabilities:

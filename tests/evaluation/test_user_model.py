@@ -109,17 +109,18 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters((0, 255), (-1, 1))
   def test_input_range(self, low, high):
     model = UserModel(self.saved(keras_model()), (low, high))
-    self.assertAllClose(
-      model(IMAGES), logits(low + (high - low) * IMAGES), rtol=1e-4, atol=1e-3
-    )
+    expected = logits(low + (high - low) * IMAGES)
+    for call in (model, tf.function(model)):
+      self.assertAllClose(call(IMAGES), expected, rtol=1e-4, atol=1e-3)
 
   def test_probabilities_become_logits_that_are_finite(self):
     path = self.saved(keras_model(tf.keras.layers.Softmax()))
     model = UserModel(path, (0, 1e4), probabilities=True)
     model.check(IMAGES, CLASSES)
-    found = model(IMAGES).numpy()
-    self.assertAllEqual(found.argmax(axis=1), logits(IMAGES).argmax(axis=1))
-    self.assertAllInRange(found, -90.0, 0.0)
+    for call in (model, tf.function(model)):
+      found = call(IMAGES).numpy()
+      self.assertAllEqual(found.argmax(axis=1), logits(IMAGES).argmax(axis=1))
+      self.assertAllInRange(found, -90.0, 0.0)
 
   def test_half_precision_gives_float32(self):
     cast = tf.keras.layers.Activation("linear", dtype="float16")
