@@ -26,6 +26,7 @@ from dat_tf.attacks.iterative import (
   unfooled,
 )
 from dat_tf.errors import UserError
+from dat_tf.objectives.losses import cross_entropy
 
 _MOMENTUM = 0.75
 _RHO = 0.75  # share of steps that must raise the loss for the step size to stay
@@ -76,7 +77,7 @@ class APGD:
   """
 
   ball: norms.Ball
-  loss: Callable[..., tf.Tensor] = losses.cross_entropy
+  loss: Callable[..., tf.Tensor] = cross_entropy
   steps: int = 100
   restarts: int = 1
   targets: int = 0

@@ -7,7 +7,7 @@ from typing import Callable
 
 import tensorflow as tf
 
-from dat_tf.attacks import losses, norms
+from dat_tf.attacks import norms
 from dat_tf.attacks.gradient import evaluated
 from dat_tf.attacks.iterative import (
   Classifier,
@@ -16,6 +16,7 @@ from dat_tf.attacks.iterative import (
   select,
   unfooled,
 )
+from dat_tf.objectives.losses import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Ascent:
   restarts: int = 1
   momentum: float = 0.0
   random_start: bool = True
-  loss: Callable[..., tf.Tensor] = losses.cross_entropy
+  loss: Callable[..., tf.Tensor] = cross_entropy
 
   @property
   def stop_norm(self) -> float:

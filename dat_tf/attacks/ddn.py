@@ -11,7 +11,7 @@ import math
 
 import tensorflow as tf
 
-from dat_tf.attacks import losses, norms
+from dat_tf.attacks import norms
 from dat_tf.attacks.gradient import evaluated
 from dat_tf.attacks.iterative import (
   Classifier,
@@ -21,6 +21,7 @@ from dat_tf.attacks.iterative import (
   smaller,
   unfooled,
 )
+from dat_tf.objectives.losses import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class DDN:
   ) -> State:
     images, point = examples.images, state["point"]
     logits, _, gradient = evaluated(
-      classifier, point, lambda logits: losses.cross_entropy(logits, examples.labels)
+      classifier, point, lambda logits: cross_entropy(logits, examples.labels)
     )
     fooled = examples.fooled(logits)
     share = tf.cast(k, tf.float32) / self.steps

@@ -1,4 +1,4 @@
-"""What attacks of evaluation climb: per-example losses of logits and labels.
+"""What attacks of evaluation climb, beside the cross-entropy.
 
 All grow with the attack's success; labels are int [B], logits [B, classes].
 """
@@ -6,17 +6,6 @@ All grow with the attack's success; labels are int [B], logits [B, classes].
 from __future__ import annotations
 
 import tensorflow as tf
-
-
-def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-  """Cross-entropy in nats; float32 [B].
-
-  In float64 its gradient does not vanish before the label's logit leads by 36, in
-  float32 by 17; and its last bits, which depend on the place in the batch, are lost.
-  """
-  logits = tf.cast(logits, tf.float64)
-  loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-  return tf.cast(loss, tf.float32)
 
 
 def margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

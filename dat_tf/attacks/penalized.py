@@ -21,6 +21,7 @@ from dat_tf.attacks.iterative import (
   smaller,
   unfooled,
 )
+from dat_tf.objectives.losses import cross_entropy
 
 _ADAM = 0.9, 0.999, 1e-8
 
@@ -194,7 +195,7 @@ class LBFGS:
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch(trial)
       logits = classifier(trial)
-      penalty = state["weight"] * losses.cross_entropy(logits, examples.targets())
+      penalty = state["weight"] * cross_entropy(logits, examples.targets())
       value = _squared_norm(trial - images) + penalty
     gradient = tape.gradient(value, trial)
     move, change = trial - state["point"], gradient - state["gradient"]

@@ -18,6 +18,7 @@ from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.square import Square
 from dat_tf.attacks.transfer import Transfer
 from dat_tf.errors import UserError
+from dat_tf.objectives.losses import cross_entropy
 
 
 # In l1 AutoAttack runs APGD-CE five times, and aims at five classes.
@@ -109,7 +110,7 @@ def make_attacks(
   if match:
     kind, steps, restarts = match[1], int(match[2]), int(match[3] or 1)
     step_size = step_size or 2.5 * ball.epsilon / steps
-    loss = losses.margin if kind == "cw-pgd" else losses.cross_entropy
+    loss = losses.margin if kind == "cw-pgd" else cross_entropy
     return (Ascent(ball, step_size, steps, restarts, loss=loss),)
   match = _FROM_THE_IMAGE.fullmatch(name)
   if match:

@@ -10,6 +10,10 @@ import tensorflow as tf
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   """Cross-entropy of each example, in nats.
 
+  In float64 its gradient does not lose the label's part before the label's logit leads
+  by 36, in float32 by 17, which misleads attacks on a network that is sure. The last
+  bits, which depend on the place in the batch, are gone from what is returned.
+
   Args:
     logits: [B, classes], float.
     labels: [B] integer class numbers, or [B, classes] class probabilities; rows may
@@ -18,12 +22,14 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   Returns:
     [B], float32, at least 0.
   """
-  logits, labels = tf.cast(logits, tf.float32), tf.convert_to_tensor(labels)
+  logits, labels = tf.cast(logits, tf.float64), tf.convert_to_tensor(labels)
   if labels.shape.rank == 1:
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-  # TensorFlow's own takes its gradient for rows that add up to 1, whatever they do.
-  log_p = tf.nn.log_softmax(logits)
-  return -tf.reduce_sum(tf.cast(labels, tf.float32) * log_p, axis=-1)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+  else:
+    # TensorFlow's own takes its gradient for rows that add up to 1, whatever they do.
+    log_p = tf.nn.log_softmax(logits)
+    losses = -tf.reduce_sum(tf.cast(labels, tf.float64) * log_p, axis=-1)
+  return tf.cast(losses, tf.float32)
 
 
 def hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

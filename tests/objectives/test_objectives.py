@@ -47,6 +47,18 @@ class ObjectivesTest(tf.test.TestCase):
       cross_entropy(logits, tf.constant(soft)), numpy_cross_entropy(logits, soft)
     )
 
+  def test_the_gradient_of_what_is_all_but_certain_is_not_lost(self):
+    """Else PGD would follow the other classes alone, and miss."""
+    logits = tf.constant([[30.0, 1.0, 0.0]])
+    rest = np.exp([-29.0, -30.0])
+    for labels in ([0], [[1.0, 0.0, 0.0]]):
+      with tf.GradientTape() as tape:
+        tape.watch(logits)
+        losses = cross_entropy(logits, tf.constant(labels))
+      self.assertAllClose(losses, [rest.sum()], rtol=1e-3, atol=0)
+      expected = [[-rest.sum(), *rest]]
+      self.assertAllClose(tape.gradient(losses, logits), expected, rtol=1e-3, atol=0)
+
   def test_the_gradient_of_rows_that_do_not_add_up_to_one(self):
     """None for zeros, twice as much for the sum of two labels."""
     logits = tf.constant(self.logits(self.images)[:3])
