@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
   try:
     modes.run(config, cluster)
   except KeyboardInterrupt:
-    print("Interrupted: the same command goes on from the newest checkpoint.")
+    print("Interrupted: the same command goes on from what is kept.")
     sys.exit(130)
 
 

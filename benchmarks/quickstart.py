@@ -85,9 +85,13 @@ def main(argv: list[str]) -> None:
 Took {figures["seconds"]:.0f} s a seed. What was written, under {os.getcwd()}:
   runs/quickstart_digits_dat_pgd/export         the model: tf.keras.models.load_model
   runs/quickstart_digits_dat_pgd/results.json   these and other figures
+  runs/quickstart_digits_dat_pgd/report.html    the same to look at
   runs/quickstart_digits_dat_pgd/logs           TensorBoard's
 The next quick start writes all of it anew.
-To see them: {sys.executable} -m tensorboard.main --logdir=runs""")
+To see the curves: {sys.executable} -m tensorboard.main --logdir=runs
+To attack the model harder: {sys.executable} run_dat.py \\
+    --flagfile=runs/quickstart_digits_dat_pgd/config.flags --mode=evaluate \\
+    --attacks=autoattack""")
 
 
 if __name__ == "__main__":

@@ -168,9 +168,15 @@ def _write_accuracies(
     The names of all these attacks.
   """
   path = os.path.join(run.config.model_dir, "results.json")
-  there = json.loads(files.read_text(path) or "{}")
+  text = files.read_text(path) or "{}"
+  there = json.loads(text)
+  count = there.get("test_examples")
+  if count != test_examples and there.get("robust_accuracy") and run.cluster.is_chief:
+    kept = f"results_{count}.json"
+    files.write_text(os.path.join(run.config.model_dir, kept), text)
+    print(f"Accuracies on {count} test images, which were there, are in {kept} now.")
   if (
-    there.get("test_examples") != test_examples
+    count != test_examples
     # Two ways to compute may disagree about an image.
     or abs((there.get("standard_accuracy") or 0.0) - standard) > 1e-3
   ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, Callable
 import numpy as np
 import tensorflow as tf
 
+from dat_tf import startup
 from dat_tf.errors import UserError
 
 # A further form's file or directory, beside `export`.
@@ -105,7 +107,8 @@ def _serving(classifier: tf.keras.Model, path: str) -> _Logits:
 
 def _tflite(classifier: tf.keras.Model, path: str) -> _Logits:
   try:
-    content = tf.lite.TFLiteConverter.from_keras_model(classifier).convert()
+    with startup.quiet(re.compile(b"")):  # a summary of what it may convert
+      content = tf.lite.TFLiteConverter.from_keras_model(classifier).convert()
   except Exception as error:  # the converter has no error of its own
     raise _unsuitable("tflite", error) from error
   with open(path, "wb") as file:

@@ -30,15 +30,17 @@ _NOTHING = re.compile(rb"(?!)")
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """While it lasts, TensorFlow's known noise on stderr is dropped.
+def quiet(noise: re.Pattern[bytes] = _NOISE) -> Iterator[None]:
+  """While it lasts, lines on stderr in which `noise` is found are dropped.
+
+  By default it is what TensorFlow is known to print.
 
   Libraries below Python write to the file descriptor, so it is the descriptor that is
   caught; everything but noise is shown at the end, and all of it after an exception.
   """
   sys.stderr.flush()
   stderr = os.dup(2)
-  dropped = _NOISE
+  dropped = noise
   with tempfile.TemporaryFile() as caught:
     os.dup2(caught.fileno(), 2)
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import pathlib
 import re
+import tempfile
 import unittest
 
 import numpy as np
@@ -18,6 +20,7 @@ from workers import run_workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GUIDE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
+TRAINING = "model, figures = "  # in each example that trains
 # Of the launcher and of pip, not of run_dat.py.
 OTHER_FLAGS = {"flagfile", "help", "num_workers", "source", "output_dir", "host"}
 
@@ -38,13 +41,18 @@ def _run_examples():
     "make_network": _network,
   }
   runs = []
+  folder = tempfile.TemporaryDirectory()
+  os.chdir(folder.name)
   for block in re.finditer(r"^```python\n(.*?)^```", GUIDE, re.M | re.S):
     # Blank lines before it: a traceback then shows the guide's line numbers.
     code = "\n" * GUIDE.count("\n", 0, block.start(1)) + block[1]
     exec(compile(code, "docs/GUIDE.md", "exec"), names)
-    weights = [v.numpy() for v in names["model"].classifier.trainable_variables]
-    runs.append({"weights": weights, "figures": names["figures"]})
+    if TRAINING in block[1]:
+      weights = [v.numpy() for v in names["model"].classifier.trainable_variables]
+      runs.append({"weights": weights, "figures": names["figures"]})
 
+  written = tf.data.TFRecordDataset(tf.io.gfile.glob("data/mine/test-*-of-00004"))
+  outcome = names["outcomes"]["apgd"]
   images, labels = tf.constant(names["images"]), tf.constant(names["labels"])
   classifier = _network()
   brighter, darker = lambda f, x, *rest: x + 0.1, lambda f, x, *rest: x - 0.1
@@ -57,6 +65,10 @@ def _run_examples():
     "worse": classifier(worse).numpy(),
     "shifted": [classifier(images + shift).numpy() for shift in (0.1, -0.1)],
     "pairing": [tensor.numpy() for tensor in pairing],
+    "records": sum(1 for _ in written),
+    "right": np.mean(names["predictions"] == names["labels"]),
+    "robust": outcome.robust_accuracy,
+    "farthest": np.abs(outcome.images - names["images"]).max(),
     "bytes": names["all_reduce"].bytes_sent([tf.Variable(tf.zeros([20, 100]))], 2),
   }
 
@@ -73,7 +85,7 @@ class ExamplesTest(tf.test.TestCase):
 
   def test_each_trains_two_workers_alike(self):
     first, second = (worker["runs"] for worker in self.workers)
-    self.assertLen(first, GUIDE.count("```python"))
+    self.assertLen(first, GUIDE.count(TRAINING))
     for mine, theirs in zip(first, second):
       self.assertEqual(mine["figures"], theirs["figures"])
       self.assertEqual(mine["figures"]["examples"], 128)
@@ -83,6 +95,14 @@ class ExamplesTest(tf.test.TestCase):
       for a, b in zip(mine["weights"], theirs["weights"]):
         self.assertTrue(np.all(np.isfinite(a)))
         self.assertAllEqual(a, b)
+
+  def test_arrays_become_records(self):
+    self.assertEqual(self.workers[0]["records"], 128)
+
+  def test_arrays_are_attacked(self):
+    worker = self.workers[0]
+    self.assertBetween(worker["robust"], 0.0, worker["right"] - 0.05)
+    self.assertAllClose(worker["farthest"], 0.1)
 
   def test_the_attack_is_the_worse_of_two_for_each_example(self):
     worker = self.workers[0]

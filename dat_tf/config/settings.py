@@ -102,7 +102,7 @@ def _check(config: Any) -> None:
     ),
     (
       config.model_path and (config.mode != "evaluate" or not config.attacks),
-      "--model_path goes with --mode=evaluate and --attacks, such as autoattack.",
+      "--model_path needs --mode=evaluate and --attacks, such as --attacks=autoattack.",
     ),
     (
       (input_range(config) != (0, 1) or config.probabilities) and not config.model_path,
@@ -250,8 +250,8 @@ def check_against_saved(config: Any) -> None:
     if saved[name].value != config[name].value:
       was, now = (v[name].serialize() or f"no --{name}" for v in (saved, config))
       raise UserError(
-        f"{config.model_dir} was written with {was}, this run has {now}: choose "
-        "another --model_dir, or the same value."
+        f"{config.model_dir} was written with {was}, this run has {now}: start from "
+        f"--flagfile={config.model_dir}/config.flags, or choose another --model_dir."
       )
 
 

@@ -42,7 +42,8 @@ def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
     found["zero_gradient"] = (
       f"the gradient is zero at {zero:.0%} of the images that are classified right. "
       "Attacks that follow it stand still there, and the model looks more robust than "
-      "it is: evaluate square too, and look for rounding or saturated logits"
+      "it is: evaluate square too, and look for rounding, saturated logits, or pixels "
+      "in another range than the model's (--input_range)"
     )
   if float(probes["random_difference"]) > _RANDOM:
     found["random_outputs"] = (

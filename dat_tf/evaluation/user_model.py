@@ -47,6 +47,8 @@ class UserModel:
     self._flag, self._prefix = flag, flag.removesuffix("model_path")
     if not tf.io.gfile.exists(path):
       raise self._mistake("there is no such file or directory", "mend the path")
+    if tf.io.gfile.exists(exported := os.path.join(path, "export")):
+      raise self._mistake("it is the directory of a run", f"name {exported}")
     try:
       self._outputs, self._input = self._load()
     except UserError:
@@ -84,9 +86,12 @@ class UserModel:
         " x ".join("any" if size is None else str(size) for size in shape)
         for shape in (self._input, images.shape)
       )
+      batch_size = self._input[0]
       raise self._mistake(
         f"it takes images of {wanted} numbers, and would get {given}",
-        "give the data that it is for, --image_size, or another --global_batch_size",
+        "give the data that it is for, or --image_size"
+        if batch_size in (None, len(images))
+        else f"set --global_batch_size={batch_size}",
       )
     batch = tf.constant(images)
     try:

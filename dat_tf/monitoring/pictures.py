@@ -96,7 +96,7 @@ def picture_grid(
   rows: Sequence[tuple[str, np.ndarray, np.ndarray]] = (
     ("clean", images, clean_predictions),
     (
-      f"{magnification:.0f} x (difference)",
+      f"{magnification:.3g} x (difference)",
       0.5 + magnification * perturbations,
       labels,
     ),

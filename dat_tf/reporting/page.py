@@ -52,6 +52,8 @@ def write_report(model_dir: str, others: Sequence[str] = ()) -> str:
 def _render(runs: Sequence[Run], directory: str) -> str:
   """The page's text; the plots' files are written on the way."""
   tf.io.gfile.makedirs(directory)
+  for plot in tf.io.gfile.glob(os.path.join(directory, "*.png")):
+    tf.io.gfile.remove(plot)  # perhaps of other runs
   single = len(runs) == 1
   galleries = []
   for i, run in enumerate(runs):

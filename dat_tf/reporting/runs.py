@@ -130,7 +130,7 @@ def _names(directories: Sequence[str]) -> list[str]:
 def _read(name: str, directory: str) -> Run:
   if not holds_run(directory):
     raise UserError(
-      f"{directory} holds neither results.json nor logs/: name a --model_dir."
+      f"{directory} holds neither results.json nor logs/: name the directory of a run."
     )
   path = os.path.join(directory, "results.json")
   try:

@@ -149,6 +149,10 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
       file.write("no model\n")
     self.assert_refused(lambda: UserModel(self.path(name)), "cannot be|no such file")
 
+  def test_the_directory_of_a_run(self):
+    os.makedirs(self.path("run/export"))
+    self.assert_refused(lambda: UserModel(self.path("run")), "name .*run/export")
+
   def test_another_image_shape(self):
     path = self.saved(keras_model(shape=(28, 28, 3)))
     self.assert_refused(

@@ -228,6 +228,14 @@ class WorkersTest(FolderCase):
     self.assertCountEqual(robust, [*ATTACKS, "fgsm"])
     self.assertEqual(robust, {**results.pop("robust_accuracy"), "fgsm": robust["fgsm"]})
     self.assertEqual(again, results)
+    run_workers(
+      _run, 1, self.flags("own", **own, attacks="fgsm", evaluation_examples=12)
+    )
+    of_twelve = json.loads((self.folder / "own" / "results.json").read_text())
+    self.assertEqual(of_twelve["test_examples"], 12)
+    self.assertCountEqual(of_twelve["robust_accuracy"], ["fgsm"])
+    of_nine = json.loads((self.folder / "own" / "results_9.json").read_text())
+    self.assertEqual(of_nine, {**again, "robust_accuracy": robust})
 
   @pytest.mark.long
   def test_mistakes_are_one_line(self):
