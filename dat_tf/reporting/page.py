@@ -6,7 +6,7 @@ import html
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import jinja2
 import markupsafe
@@ -124,18 +124,12 @@ def _about(run: Run) -> str:
   """What was measured, in a line."""
   parts = [
     run.settings.get("model_path") or run.settings.get("model"),
-    _ball(run),
+    tables.ball(run),
     f"{run.results['test_examples']:,} test images"
     if run.results.get("test_examples")
     else None,
   ]
   return ", ".join(part for part in parts if part)
-
-
-def _ball(run: Run) -> Optional[str]:
-  if run.norm is None or run.epsilon is None:
-    return None
-  return f"{plots.NORMS.get(run.norm, run.norm)}, ε = {tables.number(run.epsilon)}"
 
 
 def _tiles(run: Run) -> list[tuple[str, tables.Cell]]:

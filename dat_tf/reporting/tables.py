@@ -54,7 +54,16 @@ def accuracy_table(runs: Sequence[Run]) -> Optional[Table]:
       for run in runs
     ]
 
-  rows = [("none: images as they are", measured("standard_accuracy"))]
+  rows = []
+  conditions = [
+    Cell(ball(run), f"{run.results['test_examples']:,} images")
+    if run.results.get("test_examples")
+    else Cell()
+    for run in runs
+  ]
+  if len(set(conditions) - {Cell()}) > 1:
+    rows.append(("not measured alike", conditions))
+  rows.append(("none: images as they are", measured("standard_accuracy")))
   for attack in dict.fromkeys(name for run in runs for name in run.accuracies):
     cells = [
       accuracy_cell(run.accuracies.get(attack), run.results.get("test_examples"))
@@ -185,6 +194,13 @@ def accuracy_cell(accuracy: Optional[float], examples: Optional[int]) -> Cell:
   half /= 1 + z * z / n
   interval = f"{100 * (middle - half):.1f}–{100 * (middle + half):.1f}"
   return Cell(text, interval, accuracy)
+
+
+def ball(run: Run) -> str:
+  """Norm and radius of the perturbations, empty if they are not known."""
+  if run.norm is None or run.epsilon is None:
+    return ""
+  return f"{plots.NORMS.get(run.norm, run.norm)}, ε = {number(run.epsilon)}"
 
 
 def _worst(run: Run) -> Cell:

@@ -361,6 +361,21 @@ class SeveralRunsTest(ReportCase):
     self.assertEqual(figures, shared | own | {"epsilon_l2"})
     self.assertLen(re.findall(r'<h3 class="own">', page), 2)
 
+  def test_runs_that_were_not_measured_alike_say_so(self):
+    row = "not measured alike"
+    alike = self.report("alike", "a/one", "b/one")
+    self.assertNotIn(row, rows(alike, "Accuracy"))
+    unlike = rows(self.report("unlike", "a/one", "b/two"), "Accuracy")[row]
+    self.assertEqual(unlike, ["ℓ∞, ε = 0.1 400 images", "ℓ2, ε = 0.1 400 images"])
+
+  def test_plots_of_an_earlier_report_go(self):
+    self.report("again", "a/one")
+    before = set(os.listdir(self.folder / "again/report"))
+    self.report("again", "a/one", "b/two")
+    after = set(os.listdir(self.folder / "again/report"))
+    self.assertIn("gallery.png", before - after)
+    self.assertIn("gallery_1.png", after - before)
+
   def test_the_directory_s_own_run_comes_first_and_once(self):
     report_files.write_run(self.folder / "b/four", plots=False)
     page = self.report("b/four", "b/one", "b/four")
