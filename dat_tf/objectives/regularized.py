@@ -5,8 +5,8 @@
     )
 
 A penalty is a function of the classifier, the batch and its adversarial images. It runs
-the network in inference mode: an example's gradient is then its own, and the batch-norm
-statistics are those of the pass in which the loss itself is taken.
+the network in training mode, as the loss does: by moving averages, to which the weights
+are not bound, a penalty could be made small by changes that batch-norm takes back.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Regularized(Objective):
     self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
   ) -> Evaluated:
     evaluated = self.objective(classifier, batch, adversarial)
-    infer = lambda images: classifier(images, training=False)  # noqa: E731
-    penalties = self.penalty(infer, batch, adversarial)
+    train = lambda images: classifier(images, training=True)  # noqa: E731
+    penalties = self.penalty(train, batch, adversarial)
     return evaluated._replace(losses=evaluated.losses + penalties)
 
 
