@@ -23,7 +23,7 @@ quickstart: $(VENV)/.quickstart ## train on the digits with two workers (about t
 	@$(VENV)/bin/python benchmarks/quickstart.py $(ARGS)
 
 test: $(VENV)/.test ## run the tests, except the long ones
-	@$(VENV)/bin/python -m pytest -q --durations=10 -m "not long" $(ARGS)
+	@$(VENV)/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile -m "not long" $(ARGS)
 
 test-methods: $(VENV)/.test ## run each method on two workers, each attack where its end is known
 	@$(VENV)/bin/python -m pytest -q --durations=10 $(ARGS) \

@@ -54,6 +54,7 @@ setup(
       *ONNX,
       "mypy>=1.15,<3",
       "pytest>=8,<10",
+      "pytest-xdist>=3.5,<4",
       "ruff>=0.17,<0.18",
       "selenium>=4.11,<5",
     ],
