@@ -22,8 +22,11 @@ TRAIN, TEST, BATCH = 96, 41, 32  # 3 steps an epoch, and a last test batch of 9
 STEPS = TRAIN // BATCH
 
 _PROGRESS = re.compile(r"(training|evaluating|epoch \d+): \d+/\d+ \[")
-# TensorFlow's own word on the operation that met a bad record.
-_OPERATION = re.compile(r" W tensorflow/\S+ OP_REQUIRES failed ")
+# TensorFlow's own word on the operation that met a bad record, and on the pipeline's
+# tuning, which that may interrupt.
+_OPERATION = re.compile(
+  r" W tensorflow/\S+ (OP_REQUIRES failed |Optimization loop failed: CANCELLED)"
+)
 
 
 def digits():
