@@ -40,13 +40,12 @@ def quiet(noise: re.Pattern[bytes] = _NOISE) -> Iterator[None]:
   """
   sys.stderr.flush()
   stderr = os.dup(2)
-  dropped = noise
   with tempfile.TemporaryFile() as caught:
     os.dup2(caught.fileno(), 2)
     try:
       yield
     except BaseException:
-      dropped = _NOTHING
+      noise = _NOTHING
       raise
     finally:
       sys.stderr.flush()
@@ -54,7 +53,7 @@ def quiet(noise: re.Pattern[bytes] = _NOISE) -> Iterator[None]:
       os.close(stderr)
       caught.seek(0)
       for line in caught:
-        if not dropped.search(line):
+        if not noise.search(line):
           os.write(2, line)
 
 

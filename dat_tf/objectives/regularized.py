@@ -6,7 +6,9 @@
 
 A penalty is a function of the classifier, the batch and its adversarial images. It runs
 the network in training mode, as the loss does: by moving averages, to which the weights
-are not bound, a penalty could be made small by changes that batch-norm takes back.
+are not bound, a penalty could be made small by changes that batch-norm takes back. So
+with batch-norm an example's gradient has a part by way of the others in its batch, and
+with dropout two passes that are compared have masks of their own.
 """
 
 from __future__ import annotations

@@ -54,16 +54,14 @@ def accuracy_table(runs: Sequence[Run]) -> Optional[Table]:
       for run in runs
     ]
 
-  rows = []
+  rows = [("none: images as they are", measured("standard_accuracy"))]
   conditions = [
-    Cell(ball(run), f"{run.results['test_examples']:,} images")
-    if run.results.get("test_examples")
-    else Cell()
+    Cell(ball(run), f"{count:,} images") if count else Cell()
     for run in runs
+    for count in [run.results.get("test_examples")]
   ]
   if len(set(conditions) - {Cell()}) > 1:
-    rows.append(("not measured alike", conditions))
-  rows.append(("none: images as they are", measured("standard_accuracy")))
+    rows.insert(0, ("not measured alike", conditions))
   for attack in dict.fromkeys(name for run in runs for name in run.accuracies):
     cells = [
       accuracy_cell(run.accuracies.get(attack), run.results.get("test_examples"))
