@@ -167,19 +167,19 @@ def _write_accuracies(
   Returns:
     The names of all these attacks.
   """
-  path = os.path.join(run.config.model_dir, "results.json")
-  text = files.read_text(path) or "{}"
+  directory = run.config.model_dir
+  text = files.read_text(os.path.join(directory, "results.json")) or "{}"
   there = json.loads(text)
   count = there.get("test_examples")
-  if count != test_examples and there.get("robust_accuracy") and run.cluster.is_chief:
-    kept = f"results_{count}.json"
-    files.write_text(os.path.join(run.config.model_dir, kept), text)
-    print(f"Accuracies on {count} test images, which were there, are in {kept} now.")
-  if (
-    count != test_examples
-    # Two ways to compute may disagree about an image.
-    or abs((there.get("standard_accuracy") or 0.0) - standard) > 1e-3
-  ):
+  if count != test_examples:
+    if there.get("robust_accuracy") and run.cluster.is_chief:
+      kept = f"results_{count}.json"
+      files.write_text(os.path.join(directory, kept), text)
+      print(f"Accuracies on {count} test images, which were there, are in {kept} now.")
+    earlier = os.path.join(directory, f"results_{test_examples}.json")
+    there = json.loads(files.read_text(earlier) or "{}")
+  # Two ways to compute may disagree about an image.
+  if abs((there.get("standard_accuracy") or 0.0) - standard) > 1e-3:
     there = {}
   accuracies = {**there.get("robust_accuracy", {}), **robust}
   run.write_results(

@@ -236,6 +236,11 @@ class WorkersTest(FolderCase):
     self.assertCountEqual(of_twelve["robust_accuracy"], ["fgsm"])
     of_nine = json.loads((self.folder / "own" / "results_9.json").read_text())
     self.assertEqual(of_nine, {**again, "robust_accuracy": robust})
+    run_workers(
+      _run, 1, self.flags("own", **own, attacks="fgsm", evaluation_examples=9)
+    )
+    back = json.loads((self.folder / "own" / "results.json").read_text())
+    self.assertEqual(back, of_nine)
 
   @pytest.mark.long
   def test_mistakes_are_one_line(self):
