@@ -20,10 +20,10 @@ from dat_tf.startup import quiet
 def main(argv: Sequence[str]) -> None:
   config = config_lib.parse(argv)
   cluster = Cluster.from_environment()
-  # TensorFlow is loaded only now: a mistake in the flags shows at once.
-  with quiet():
-    from dat_tf import modes
   try:
+    # TensorFlow is loaded only now: a mistake in the flags shows at once.
+    with quiet():
+      from dat_tf import modes
     modes.run(config, cluster)
   except KeyboardInterrupt:
     print("Interrupted: the same command goes on from what is kept.")

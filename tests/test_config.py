@@ -196,6 +196,8 @@ class FlagfileTest(ConfigCase):
     )
     config = parse(f"--flagfile={outer}", "--seed=6")
     self.assertEqual((config.epsilon, config.epochs, config.seed), (0.1, 5, 6))
+    before = parse("--seed=6", f"--flagfile={outer}", "--epochs", "7")
+    self.assertEqual((before.epsilon, before.epochs, before.seed), (0.1, 7, 6))
 
   def test_a_missing_or_wrong_flagfile(self):
     missing = self.folder / "missing.flags"

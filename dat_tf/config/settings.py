@@ -39,7 +39,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   """The settings that a command line stands for.
 
   Args:
-    argv: the program's name and its arguments, as in sys.argv. `--help` prints all
+    argv: the program's name and its arguments, as in sys.argv. What stands there beats
+      what stands in the flagfiles, wherever --flagfile=... is. `--help` prints all
       flags and ends the program.
 
   Returns:
@@ -55,7 +56,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     print(values.get_help())
     raise SystemExit(0)
   try:
-    words = values(list(argv))[1:]
+    flagfiles_first = sorted(argv[1:], key=lambda w: not w.startswith("--flagfile="))
+    words = values([argv[0], *flagfiles_first])[1:]
   except flags.Error as error:
     raise UserError(str(error).removeprefix("ERROR:: ")) from None
   if words:

@@ -81,7 +81,7 @@ class Progress(tf.keras.callbacks.Callback):
       dynamic_ncols=terminal,
       bar_format=None
       if terminal
-      else "{desc}: {n}/{total} [{elapsed}<{remaining}]{postfix}",
+      else "{desc}: {n}/{total} steps [{elapsed}<{remaining}]{postfix}",
     )
 
   def _advance(self, logs: Optional[dict[str, Any]]) -> None:
@@ -110,9 +110,12 @@ class Progress(tf.keras.callbacks.Callback):
 class _Lines:
   """A bar that cannot redraw itself becomes a line each time it changes."""
 
+  _last = ""
+
   def write(self, text: str) -> None:
     line = text.strip("\r\n ")
-    if line:
+    if line and line != self._last:
+      self._last = line
       sys.stderr.write(f"{line}\n")
 
   def flush(self) -> None:

@@ -288,12 +288,12 @@ class ProgressTest(tf.test.TestCase):
     figures = "loss=0.123, accuracy=0.750, robust_accuracy=0.500"
     figures += ", val_accuracy=0.250, val_robust_accuracy=0.125"
     for epoch, elapsed in ((1, "00:12"), (2, "00:24"), (3, "00:36"), (4, "00:48")):
-      expected = f"epoch {epoch}: {3 * epoch}/12 [{elapsed}<"
+      expected = f"epoch {epoch}: {3 * epoch}/12 steps [{elapsed}<"
       matching = [x for x in lines if x.startswith(expected) and x.endswith(figures)]
       self.assertLen(matching, 1, shown)
     self.assertEqual(lines[-1], matching[0])
     # 24 of 48 seconds are over: as many are left.
-    self.assertIn("epoch 2: 6/12 [00:24<00:24]", shown)
+    self.assertIn("epoch 2: 6/12 steps [00:24<00:24]", shown)
     self.assertNotIn("77", shown)
 
   def test_in_a_pipe_there_is_a_line_every_ten_seconds_at_most(self):
@@ -306,7 +306,7 @@ class ProgressTest(tf.test.TestCase):
     self.assertRegex(lines[0], r"^training: 6/12 ")
     self.assertRegex(lines[-1], r"^epoch 4: 12/12 ")
     # The time left is that of this run's own pace.
-    self.assertIn("epoch 3: 9/12 [00:12<00:12]", "\n".join(lines))
+    self.assertIn("epoch 3: 9/12 steps [00:12<00:12]", "\n".join(lines))
 
   def test_nothing_left_to_do(self):
     lines = self.show(Progress(2 * STEPS, 2 * STEPS), 2, 2).splitlines()
@@ -332,3 +332,18 @@ class ProgressTest(tf.test.TestCase):
     lines = stream.getvalue().splitlines()
     self.assertRegex(lines[-1], r"^evaluating: 2/2 .*loss=2.000, accuracy=0.875$")
     self.assertLen([line for line in lines if "2/2" in line], 1)
+
+  def test_an_end_that_adds_nothing_is_no_line_of_its_own(self):
+    stream, now = io.StringIO(), [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    with (
+      mock.patch.object(sys, "stderr", stream),
+      mock.patch("tqdm.std.time", clock.monotonic),
+      mock.patch("dat_tf.monitoring.progress.time", clock),
+    ):
+      progress = Progress(1)
+      progress.on_test_begin()
+      now[0] = 11.0
+      progress.on_test_batch_end(0)
+      progress.on_test_end()
+    self.assertEqual(stream.getvalue().count("1/1 steps [00:11"), 1)
