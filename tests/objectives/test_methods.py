@@ -240,6 +240,58 @@ class PenaltiesTest(Setting, parameterized.TestCase):
 
     self.check_penalty(InputGradient(2.5), expected)
 
+  def test_with_batch_norm_the_gradient_is_that_of_the_whole_batch(self):
+    # Keras' own layer, whose moments are functions of all images of the batch.
+    network = tf.keras.Sequential(
+      [
+        tf.keras.layers.Flatten(),
+        tf.keras.layers.Dense(7, use_bias=False),
+        tf.keras.layers.BatchNormalization(center=False, scale=False),
+        tf.keras.layers.Activation("tanh"),
+        tf.keras.layers.Dense(CLASSES, use_bias=False),
+      ]
+    )
+    network.build((None, *SHAPE))
+    for variable, weight in zip(network.trainable_variables, self.weights):
+      variable.assign(weight)
+    rows = np.eye(CLASSES)[self.labels]
+
+    def total_loss(w, x):
+      h = x.reshape(len(x), -1) @ w[0]
+      h = (h - h.mean(axis=0)) / np.sqrt(h.var(axis=0) + 1e-3)
+      return -(rows * log_softmax(np.tanh(h) @ w[1])).sum()
+
+    def squared_norms(w):
+      x, gradient = self.images.astype("f8"), np.zeros(self.images.shape)
+      for place in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[place] = 1e-5
+        slope = total_loss(w, x + step) - total_loss(w, x - step)
+        gradient[place] = slope / 2e-5
+      return dot(gradient, gradient)
+
+    objective = Regularized(CleanTraining(), InputGradient(2.5))
+    losses = []
+    with tf.GradientTape(persistent=True) as tape:
+      for each in (objective, CleanTraining()):
+        evaluated = each(
+          network, self.batch(self.labels), tf.constant(self.adversarial)
+        )
+        losses.append(evaluated.losses)
+      penalties = losses[0] - losses[1]
+    self.assertAllClose(penalties, 2.5 * squared_norms(self.weights), rtol=1e-4)
+    slope = sum(
+      (g.numpy().astype("f8") * d).sum()
+      for g, d in zip(
+        tape.gradient(penalties, network.trainable_variables), self.direction
+      )
+    )
+    ahead, behind = (
+      squared_norms([w + h * d for w, d in zip(self.weights, self.direction)]).sum()
+      for h in (1e-4, -1e-4)
+    )
+    self.assertAllClose(slope, 2.5 * (ahead - behind) / 2e-4, rtol=1e-3)
+
   def test_curvature(self):
     def expected(w, x, moved, rows):
       # The direction is a constant: that of the weights as they are.
