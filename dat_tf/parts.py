@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Callable, Optional, Union
 
@@ -51,7 +52,7 @@ def make_attack(
     return attacks.GainAscent(objectives.linearity_violation, ball, step_size, steps)
   if config.objective == "ig_norm":
     gain = functools.partial(
-      objectives.attribution_norm, points=config.attribution_points
+      objectives.attribution_norm, points=min(config.attribution_points, 10)
     )
     return attacks.GainAscent(gain, ball, step_size, steps)
   if name == "none":
@@ -104,6 +105,7 @@ def make_objective(
       objectives.GradientAlignment(
         make_ball(config).random_start, config.gradient_alignment
       ),
+      training=config.attack_in_training_mode,
     )
   if config.weight_perturbation:
     objective = objectives.WeightPerturbation(objective, config.weight_perturbation)
@@ -173,7 +175,9 @@ def make_average(
   if config.weight_average == "exponential":
     return WeightAverage(classifier, config.average_decay, start)
   if config.weight_average == "stochastic":
-    last_of_epoch = start + steps_per_epoch - 1
+    # Of the first epoch that lies behind the start as a whole.
+    whole_epochs = math.ceil(config.average_from_epoch)
+    last_of_epoch = (whole_epochs + 1) * steps_per_epoch - 1
     return WeightAverage(classifier, 1.0, last_of_epoch, steps_per_epoch)
   return None
 

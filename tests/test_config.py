@@ -103,7 +103,11 @@ class RangesTest(ConfigCase):
     (["--average_from_epoch", "--weight_average"], {"average_from_epoch": 1}),
     (
       ["--average_from_epoch=10", "10 epochs"],
-      {"average_from_epoch": 10, "weight_average": "stochastic"},
+      {"average_from_epoch": 10, "weight_average": "exponential"},
+    ),
+    (
+      ["--average_from_epoch=9.5", "10 epochs"],
+      {"average_from_epoch": 9.5, "weight_average": "stochastic"},
     ),
     (["--warmup_epochs=3", "--epochs=2"], {"warmup_epochs": 3, "epochs": 2}),
     (["--decay_epochs"], {"decay": "step"}),

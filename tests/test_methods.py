@@ -31,6 +31,8 @@ VALID = (
   | pairs(["pgd"], ["llr", "ig_norm"])
 )
 
+IBP = {"objective": "ibp", "attack": "none"}
+
 
 class PairsTest(parameterized.TestCase):
   def refused(self, **values):
@@ -65,6 +67,7 @@ class PairsTest(parameterized.TestCase):
       "gradient_alignment",
       {"objective": "cure", "attack": "none", "gradient_alignment": 1},
     ),
+    ("gradient_alignment", {"attack": "yopo", "gradient_alignment": 1}),
     ("norm", {"objective": "ibp", "attack": "none", "norm": "l2"}),
     (
       "precision",
@@ -83,6 +86,12 @@ class PairsTest(parameterized.TestCase):
         **{"epsilon_growing_epochs": 1, "steps_growing_epochs": 1},
       },
     ),
+    (
+      "epsilon_growing_epochs",
+      {**IBP, "epsilon_growing_epochs": 9, "epochs": 10},
+    ),
+    ("epsilon_growing_epochs", {"epsilon_growing_epochs": 11, "epochs": 10}),
+    ("steps_growing_epochs", {"steps_growing_epochs": 11, "epochs": 10}),
     ("accumulation", {"attack": "free", "accumulation": 2}),
     ("accumulation", {"attack": "yopo", "accumulation": 2}),
     ("attack_in_training_mode", {"attack": "yopo", "attack_in_training_mode": 1}),
@@ -93,6 +102,11 @@ class PairsTest(parameterized.TestCase):
     ("layer_decay", {"attack": "yopo", "layer_decay": 0}),
     ("unlabeled_data", {"objective": "trades", "unlabeled_data": "u"}),
     ("unlabeled_data", {"gradient_alignment": 1, "unlabeled_data": "u"}),
+    *(
+      ("unlabeled_loss", {"attack": attack, "unlabeled_data": "u", **loss})
+      for attack in ("none", "bim", "wrm", "free")
+      for loss in ({"unlabeled_loss": "consistency"}, {"unlabeled_loss": "both"})
+    ),
   )
   def test_settings_that_mean_nothing_together(self, name, values):
     self.assertIn(f"--{name}", self.refused(**values))
@@ -103,6 +117,8 @@ class PairsTest(parameterized.TestCase):
     parse(attack="bim", steps_growing_epochs=2, epsilon_growing_epochs=1)
     parse(attack="fgsm", gradient_alignment=0.2, weight_perturbation=0.01)
     parse(objective="trades", unlabeled_data="u", mode="evaluate")
+    parse(attack="none", unlabeled_data="u", unlabeled_loss="pseudo_label")
+    parse(**IBP, epsilon_growing_epochs=8, epochs=10)
 
   @parameterized.parameters(
     ("fgsm", 1, 0.25),

@@ -77,10 +77,13 @@ class AttackTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(make_attack(**values), expected)
 
   def test_the_ascent_of_attributions(self):
-    attack = make_attack(objective="ig_norm", attack_steps=2, attribution_points=5)
-    gain = attack.gain
-    self.assertIs(gain.func, objectives.attribution_norm)
-    self.assertEqual(gain.keywords, {"points": 5})
+    for points, of_attack in ((5, 5), (50, 10)):
+      attack = make_attack(
+        objective="ig_norm", attack_steps=2, attribution_points=points
+      )
+      gain = attack.gain
+      self.assertIs(gain.func, objectives.attribution_norm)
+      self.assertEqual(gain.keywords, {"points": of_attack})
     self.assertEqual(attack, attacks.GainAscent(gain, BALL, 0.15625, 2))
 
   def test_warm_start(self):
@@ -190,6 +193,13 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(penalty.weight, 0.5)
     self.assertEqual(penalty.random_start.__self__, L2(EPSILON))
 
+  def test_gradients_are_aligned_in_the_mode_in_which_the_attack_takes_them(self):
+    for mode in (False, True):
+      made = self.make(
+        attack="fgsm", gradient_alignment=0.5, attack_in_training_mode=mode
+      )
+      self.assertEqual(made.training, mode)
+
 
 class AroundTest(tf.test.TestCase):
   def test_preparation(self):
@@ -237,6 +247,8 @@ class AroundTest(tf.test.TestCase):
     self.assertEqual(average._decay, 0.75)
     average, steps = counted(weight_average="stochastic", average_from_epoch=2)
     self.assertEqual(steps, [12, 16, 20])  # the last of each epoch
+    _, steps = counted(weight_average="stochastic", average_from_epoch=2.5)
+    self.assertEqual(steps, [16, 20])
     self.assertEqual(average._decay, 1.0)
 
   def test_rates_by_layer(self):

@@ -298,7 +298,7 @@ def define_flags(values: flags.FlagValues) -> None:
   objective.integer(
       "attribution_points", 50,
       "Of ig_norm: points between an image and its adversarial one, each a pass through"
-      " the network.", lower_bound=1)
+      " the network; its attack takes 10 at most.", lower_bound=1)
   objective.number(
       "gradient_alignment", 0.0,
       "Weight of GradAlign, which keeps one-step attacks from catastrophic overfitting;"

@@ -107,6 +107,11 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       "--objective=at, which trains on clean ones too.",
     ),
     (
+      config.gradient_alignment and attack == "yopo",
+      "--gradient_alignment is there for attacks in one step, and its passes are not "
+      "those that yopo climbs by: drop it, or choose --attack=fgsm.",
+    ),
+    (
       objective == "trades" and attack in _FROM_THE_IMAGE,
       f"--objective=trades needs an attack that starts at random, for its divergence "
       f"has no slope at the image itself, where {named} starts: choose pgd.",
@@ -158,6 +163,17 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       "grows.",
     ),
     (
+      config.epsilon_growing_epochs * (1.2 if certified else 1) > config.epochs,
+      f"--epsilon_growing_epochs={config.epsilon_growing_epochs:g} "
+      + ("and the fifth of it that goes before " if certified else "")
+      + f"exceeds --epochs={config.epochs}: epsilon would never be reached.",
+    ),
+    (
+      config.steps_growing_epochs > config.epochs,
+      f"--steps_growing_epochs={config.steps_growing_epochs:g} exceeds --epochs="
+      f"{config.epochs}: the steps would never be reached.",
+    ),
+    (
       attack in _INTERLEAVED and config.accumulation > 1,
       f"{named} trains while it attacks, and cannot do so in parts: drop "
       "--accumulation, or choose pgd.",
@@ -194,5 +210,14 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       and (objective != "at" or config.gradient_alignment),
       "--unlabeled_data goes with --objective=at alone: images without labels need the "
       "terms of --unlabeled_loss.",
+    ),
+    (
+      config.unlabeled_data
+      and config.mode.startswith("train")
+      and config.unlabeled_loss != "pseudo_label"
+      and attack in ("none", *_FROM_THE_IMAGE),
+      f"--unlabeled_loss={config.unlabeled_loss} needs an attack that starts at random,"
+      f" for consistency has no slope at the image itself, where {named} stays or "
+      "starts: choose pgd, or --unlabeled_loss=pseudo_label.",
     ),
   ]

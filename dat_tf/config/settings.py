@@ -153,8 +153,11 @@ def _check(config: Any) -> None:
       "--average_from_epoch goes with --weight_average=exponential or stochastic.",
     ),
     (
-      config.weight_average != "none" and config.average_from_epoch >= config.epochs,
-      f"--average_from_epoch={config.average_from_epoch:g} leaves none of the "
+      config.weight_average == "exponential"
+      and config.average_from_epoch >= config.epochs
+      or config.weight_average == "stochastic"
+      and config.average_from_epoch > config.epochs - 1,
+      f"--average_from_epoch={config.average_from_epoch:g} leaves nothing of the "
       f"{config.epochs} epochs to average over: choose a smaller one.",
     ),
     (

@@ -148,7 +148,8 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> tf.keras.Model:
   try:
     return _APPLICATIONS[name](
       weights="imagenet",
-      include_top=name.startswith("VGG"),
+      # There layers below the last belong to the top as well.
+      include_top=name.startswith(("VGG", "MobileNetV3")),
       input_shape=tuple(image_shape),
     )
   except ValueError as error:

@@ -1,19 +1,21 @@
 """Objectives with a penalty added.
 
     fgsm_without_overfitting = Regularized(
-      AdversarialTraining(0), GradientAlignment(ball.random_start)
+      AdversarialTraining(0), GradientAlignment(ball.random_start), training=False
     )
 
 A penalty is a function of the classifier, the batch and its adversarial images. It runs
 the network in training mode, as the loss does: by moving averages, to which the weights
 are not bound, a penalty could be made small by changes that batch-norm takes back. So
 with batch-norm an example's gradient has a part by way of the others in its batch, and
-with dropout two passes that are compared have masks of their own.
+with dropout two passes that are compared have masks of their own. But what guards an
+attack, as GradAlign does, belongs to the network in the mode in which it is attacked.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Callable
 
 import tensorflow as tf
@@ -33,10 +35,12 @@ class Regularized(Objective):
   Attributes:
     objective: whose losses they are, and what the attacker maximises.
     penalty: (images -> logits, batch, adversarial images) -> [B], weight included.
+    training: whether the penalty runs the network in training mode.
   """
 
   objective: Objective
   penalty: Penalty
+  training: bool = True
 
   def attack_targets(self, classifier: Logits, batch: Batch) -> tf.Tensor:
     return self.objective.attack_targets(classifier, batch)
@@ -48,8 +52,8 @@ class Regularized(Objective):
     self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
   ) -> Evaluated:
     evaluated = self.objective(classifier, batch, adversarial)
-    train = lambda images: classifier(images, training=True)  # noqa: E731
-    penalties = self.penalty(train, batch, adversarial)
+    logits = functools.partial(classifier, training=self.training)
+    penalties = self.penalty(logits, batch, adversarial)
     return evaluated._replace(losses=evaluated.losses + penalties)
 
 
@@ -110,7 +114,8 @@ class GradientAlignment:
 
   GradAlign, which keeps FGSM from catastrophic overfitting: Andriushchenko and
   Flammarion, "Understanding and improving fast adversarial training", NeurIPS 2020. An
-  example with a zero gradient has no penalty.
+  example with a zero gradient has no penalty. (The authors' program takes the first
+  gradient for a constant.)
 
   Attributes:
     random_start: keys and images -> images moved at random (a ball's `random_start`).
@@ -210,7 +215,7 @@ def attribution_norm(
 ) -> Callable[[tf.Tensor], tf.Tensor]:
   """The |IG|_1 of `AttributionNorm` as a function of the adversarial images: -> [B].
 
-  The authors' attack takes 10 points, as is the default here.
+  The authors' attack takes 10 points, as is the default here (their penalty 50).
   """
   repeats = [points, *[1] * (len(labels.shape) - 1)]
   many_labels = tf.tile(labels, repeats)

@@ -72,7 +72,7 @@ OBJECTIVES = {
     objectives.CleanTraining(), objectives.Curvature()
   ),
   "grad_align": objectives.Regularized(
-    _AT, objectives.GradientAlignment(BALL.random_start)
+    _AT, objectives.GradientAlignment(BALL.random_start), training=False
   ),
   "llr": objectives.Regularized(
     objectives.CleanTraining(), objectives.LocalLinearity()

@@ -223,16 +223,22 @@ class PairsTest(Setting, parameterized.TestCase):
 
 
 class PenaltiesTest(Setting, parameterized.TestCase):
-  def check_penalty(self, penalty, expected):
+  def check_penalty(self, penalty, expected, training=True):
     """`expected`: weights, x, x', rows -> penalties."""
     network, _ = self.check(
-      Regularized(AdversarialTraining(0.0), penalty),
+      Regularized(AdversarialTraining(0.0), penalty, training),
       lambda w, x, moved, rows: (
         cross_entropy(w, moved, rows) + expected(w, x, moved, rows)
       ),
     )
-    # Only what is shown of the clean images, without a part in the loss, is inferred.
-    self.assertEqual([c for c in network.calls if not c[1]], [(SIZE, False)])
+    # Of the rest only what is shown of the clean images, without a part in the loss, is
+    # inferred.
+    (_, *of_penalty), others = (
+      [call for call in network.calls if call[1] == mode]
+      for mode in (training, not training)
+    )
+    self.assertNotEmpty(of_penalty)
+    self.assertEqual(others, [(SIZE, not training)])
 
   def test_input_gradient(self):
     def expected(w, x, moved, rows):
@@ -314,7 +320,8 @@ class PenaltiesTest(Setting, parameterized.TestCase):
       cosine = dot(one, other) / np.sqrt(dot(one, one) * dot(other, other))
       return 0.2 * (1 - cosine)
 
-    self.check_penalty(GradientAlignment(ball.random_start), expected)
+    for training in (False, True):
+      self.check_penalty(GradientAlignment(ball.random_start), expected, training)
 
   def test_a_zero_gradient_is_aligned_with_everything(self):
     network = Network([self.weights[0], 0 * self.weights[1]])
