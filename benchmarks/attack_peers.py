@@ -138,6 +138,8 @@ def main() -> None:
   started = time.perf_counter()
   for attack in (apgd_ce, apgd_t, square):
     left = np.flatnonzero(chain == FAILED)
+    if not len(left):
+      break
     x, y = images[left], labels[left]
     chain[left] = norms(attack(x, y), x, y, np.inf)
     print(f"{attack.__name__}: {time.perf_counter() - started:.0f} s", flush=True)

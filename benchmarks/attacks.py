@@ -9,8 +9,10 @@ is of that norm, l2 1.5.
 
 Time: APGD-CE, APGD-T and Square, each on the images that those before it left, as
 AutoAttack runs them, on the first images; ours and the peer's one after the other,
-compilation included. Accuracy: each attack alone, on the images that follow; ours tells
-of the best point that it met, Foolbox's and CleverHans' PGD of the last.
+compilation included. Accuracy: each attack alone, on the images that follow. Ours and
+the official APGD tell of the best point that they met, the peers' APGD and PGD of the
+last; ART's targeted APGD climbs the untargeted DLR with the target for its label, its
+Square stretches the official schedule of windows over all queries.
 
 JSON keys:
   ATTACK_minus_peer_points       robust accuracy of ours less the peer's, in points, for

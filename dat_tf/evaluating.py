@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 from typing import Any, Optional
 
@@ -14,9 +15,12 @@ from absl import flags
 
 from dat_tf import checkpointing, files, parts
 from dat_tf import config as config_lib
+from dat_tf.config import methods
 from dat_tf.data import pipeline, records, shards
-from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey, user_model
+from dat_tf.errors import UserError
+from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey
 from dat_tf.monitoring import Progress
+from dat_tf.objectives import is_certified
 from dat_tf.run import Run
 
 
@@ -36,17 +40,26 @@ def evaluate(run: Run) -> None:
       verbose=0,
       return_dict=True,
     )
+  if not math.isfinite(figures["loss"]):
+    raise UserError(
+      f"The loss of the test images is {figures['loss']}: the network is broken; train "
+      "again, from an earlier checkpoint or with a lower --learning_rate."
+    )
   robust = {f"pgd-{run.config.evaluation_attack_steps}": figures["robust_accuracy"]}
-  names = _write_accuracies(run, figures["accuracy"], robust, int(figures["examples"]))
-  if "certified_accuracy" in figures:
-    run.write_results({"certified_accuracy": figures["certified_accuracy"]})
-  if run.config.probe_images:
-    with run.explained_errors():
-      work = _survey(run)
-      if run.cluster.is_chief:
-        probes = work.probe(run.config.probe_images)
-        checks.show(_write_warnings(run, work, names, probes))
-      run.wait_for_all()  # a worker that ends takes the cluster with it
+  with run.explained_errors():
+    work = _survey(run)
+    if run.cluster.is_chief:
+      probes = work.probe(run.config.probe_images)
+      names = _write_accuracies(
+        run,
+        work,
+        figures["accuracy"],
+        robust,
+        int(figures["examples"]),
+        figures.get("certified_accuracy"),
+      )
+      checks.show(_write_warnings(run, work, names, probes))
+    run.wait_for_all()  # a worker that ends takes the cluster with it
 
 
 def attack(run: Run) -> None:
@@ -55,6 +68,7 @@ def attack(run: Run) -> None:
   with run.explained_errors():
     work = _survey(run)
     probes = work.probe(run.config.probe_images) if cluster.is_chief else {}
+    certified = _certified(run, work) if cluster.is_chief else None
     warnings: checks.Warnings = []
     for name in dict.fromkeys(run.config.attacks):
       progress = Progress(work.steps(name))
@@ -76,7 +90,7 @@ def attack(run: Run) -> None:
           "without an attack.",
           flush=True,
         )
-        names = _write_accuracies(run, standard, {name: robust}, count)
+        names = _write_accuracies(run, work, standard, {name: robust}, count, certified)
         warnings = _write_warnings(run, work, names, probes)
   checks.show(warnings)
 
@@ -110,14 +124,14 @@ def _survey(run: Run) -> Survey:
     )
     model.check(data.first_batch(), config.num_classes)
     classifier: Any = model
-    weights = user_model.fingerprint(config.model_path)
+    weights = files.fingerprint(config.model_path)
     if cluster.is_chief:
       config_lib.save(config)
   else:
     run.copy_final_weights()
     classifier = functools.partial(run.plain, training=False)
     weights = checkpointing.fingerprint(run.plain)
-  files_read = [[os.path.basename(p), tf.io.gfile.stat(p).length] for p in paths]
+  files_read = [[os.path.basename(path), files.fingerprint(path)] for path in paths]
   names = "image_size", "first_label", "input_range", "probabilities"
   return Survey(
     os.path.join(config.model_dir, "evaluation"),
@@ -138,7 +152,7 @@ def _write_warnings(
 ) -> checks.Warnings:
   """What the probes and the outcomes of attacks, earlier ones too, warn of."""
   found = checks.from_probes(probes)
-  found += checks.from_outcomes(work.done(names), probes)
+  found += checks.from_outcomes(work.done(names), probes, run.config.num_classes)
   count = len(probes["example_id"]) if probes else 0
   run.write_results({"warnings": found, "probed_images": count})
   return found
@@ -156,13 +170,33 @@ def _source(
   model.check(data.first_batch(), config.num_classes)
   names = "source_input_range", "source_probabilities"
   settings = [config[name].serialize() for name in names]
-  return model, "-".join([user_model.fingerprint(path), *settings])
+  return model, "-".join([files.fingerprint(path), *settings])
+
+
+def _certified(run: Run, work: Survey) -> Optional[float]:
+  """The share that training's bounds certify; None after training without any."""
+  if run.config.objective not in methods.CERTIFIED or run.config.model_path:
+    return None
+  certify = tf.function(functools.partial(is_certified, run.plain))
+  count = sum(
+    tf.math.count_nonzero(
+      certify(batch["image"], batch["label"], run.config.epsilon)
+      & (batch["weight"] > 0)
+    )
+    for batch in work.data.batches(work.data.whole, work.data.batch_size)
+  )
+  return int(count) / work.data.whole.num_examples
 
 
 def _write_accuracies(
-  run: Run, standard: float, robust: dict[str, float], test_examples: int
+  run: Run,
+  work: Survey,
+  standard: float,
+  robust: dict[str, float],
+  test_examples: int,
+  certified: Optional[float],
 ) -> list[str]:
-  """Puts accuracies beside those under other attacks on the same test data.
+  """Puts accuracies beside those under other attacks on the same network and images.
 
   Returns:
     The names of all these attacks.
@@ -172,23 +206,24 @@ def _write_accuracies(
   there = json.loads(text)
   count = there.get("test_examples")
   if count != test_examples:
-    if there.get("robust_accuracy") and run.cluster.is_chief:
+    if there.get("robust_accuracy"):
       kept = f"results_{count}.json"
       files.write_text(os.path.join(directory, kept), text)
       print(f"Accuracies on {count} test images, which were there, are in {kept} now.")
     earlier = os.path.join(directory, f"results_{test_examples}.json")
     there = json.loads(files.read_text(earlier) or "{}")
-  # Two ways to compute may disagree about an image.
-  if abs((there.get("standard_accuracy") or 0.0) - standard) > 1e-3:
+  if there.get("fingerprint") != work.fingerprint:
     there = {}
   accuracies = {**there.get("robust_accuracy", {}), **robust}
   run.write_results(
     {
       "standard_accuracy": standard,
       "robust_accuracy": accuracies,
+      **({} if certified is None else {"certified_accuracy": certified}),
       "test_examples": test_examples,
       "norm": run.config.norm,
       "epsilon": run.config.epsilon,
+      "fingerprint": work.fingerprint,
       "warnings": there.get("warnings", []),
       "probed_images": there.get("probed_images", 0),
     }

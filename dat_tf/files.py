@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -50,3 +51,20 @@ def write_text(path: str, text: str) -> None:
   tf.io.gfile.makedirs(os.path.dirname(path))
   with complete_file(path) as temporary, tf.io.gfile.GFile(temporary, "w") as file:
     file.write(text)
+
+
+def fingerprint(path: str) -> str:
+  """A hash of all that is in a file, or in the files of a directory, names included."""
+  import tensorflow as tf
+
+  digest = hashlib.sha256()
+  paths = [path]
+  if tf.io.gfile.isdir(path):
+    walked = sorted(tf.io.gfile.walk(path))
+    paths = [os.path.join(here, name) for here, _, names in walked for name in names]
+  for each in sorted(paths):
+    digest.update(os.path.relpath(each, path).encode())
+    with tf.io.gfile.GFile(each, "rb") as file:
+      while block := file.read(2**20):
+        digest.update(block)
+  return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ import tensorflow as tf
 from dat_tf import checkpointing, hashing, initialization
 from dat_tf import config as config_lib
 from dat_tf.communication import MeanAllReduce
+from dat_tf.config import methods
 from dat_tf.models import transfer
 from dat_tf.monitoring import (
   Attacked,
@@ -33,6 +34,7 @@ def train(run: Run) -> None:
   results: dict[str, Any] = {
     "standard_accuracy": None,  # until it is evaluated
     "robust_accuracy": {},
+    **({"certified_accuracy": None} if config.objective in methods.CERTIFIED else {}),
     "warnings": [],
     "probed_images": 0,
     "epochs": first_epoch,

@@ -355,8 +355,8 @@ def attacks(figures: dict[str, Any]) -> str:
   ]
   return f"""Robust accuracy that our attacks leave less what others' leave, with the
 same budgets on the same network and {figures["images"]:,} images (negative: ours are
-stronger; Foolbox's and CleverHans' PGD return their last point, ours the best). The
-three of the last row, one after the other on {figures["timed_images"]} images, took
+stronger; the peers' PGD and APGD return their last point, ours the best). The three of
+the last row, one after the other on {figures["timed_images"]} images, took
 ours {figures["autoattack_seconds"]:.0f} s and the peer's
 {figures["autoattack_peer_seconds"]:.0f} s: {figures["autoattack_speedup"]:.1f} times as
 fast.

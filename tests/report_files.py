@@ -79,6 +79,7 @@ def write_run(
     "test_examples": 400,
     "norm": "linf",
     "epsilon": EPSILON,
+    "fingerprint": "0",
     "warnings": [],
     "probed_images": 200,
     "epochs": 2,
@@ -107,6 +108,7 @@ def probes(rng):
   images = rng.random((4, 6, 6, 1), "f4")
   lower = 0.1 * rng.random()
   return {
+    "fingerprint": np.array("0"),
     "example_id": np.arange(200),
     "epsilons": epsilons,
     "epsilon_accuracy": np.exp(-((epsilons / (0.15 + lower)) ** 2)),

@@ -41,20 +41,24 @@ class Transfer:
     return self.attack.num_rounds(num_classes)
 
   def start(self, examples: Examples) -> State:
-    state = self.attack.start(examples)
+    # By these an attack chooses the classes that it aims at.
+    logits = self.source(examples.images)
+    state = self.attack.start(examples._replace(logits=logits))
     found = {"found": state["adversarial"], "found_norm": state["norm"]}
-    return {**state, **found}
+    return {**state, **found, "source_logits": logits}
 
   def step(
     self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
   ) -> State:
     state = {**state, "adversarial": state["found"], "norm": state["found_norm"]}
-    after = self.attack.step(self.source, examples, state, k)
+    of_source = examples._replace(logits=state["source_logits"])
+    after = self.attack.step(self.source, of_source, state, k)
     tried = after["adversarial"]
     fooled = examples.fooled(classifier(tried))
     norm = self.ball.norm(tried - examples.images)
     return {
       **after,
+      "source_logits": state["source_logits"],
       "found": tried,
       "found_norm": after["norm"],
       "adversarial": select(fooled, tried, examples.images),

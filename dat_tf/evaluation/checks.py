@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dat_tf.attacks import TRANSFER
 from dat_tf.evaluation import outcomes
 from dat_tf.evaluation.outcomes import Rows
 
@@ -76,7 +77,7 @@ def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
 
 
 def from_outcomes(
-  tables: Mapping[str, Rows], probes: Mapping[str, np.ndarray]
+  tables: Mapping[str, Rows], probes: Mapping[str, np.ndarray], num_classes: int
 ) -> Warnings:
   """What the outcomes of attacks warn of.
 
@@ -84,10 +85,11 @@ def from_outcomes(
     tables: by the attack's name rows, all of the same examples in the same order, and
       `sequence`, the names of the attacks that it consists of.
     probes: of `probes.probe`, or empty.
+    num_classes: of the data.
   """
   found: dict[str, str] = {}
-  chance = float(probes["chance"]) if probes else 0.0
-  by_square, by_others, others = [], [], False
+  chance = 1.0 / num_classes
+  by_black_box, by_others, others = [], [], False
   for name, rows in tables.items():
     sequence = list(rows["sequence"])
     broken = ~outcomes.robust(rows)
@@ -99,10 +101,14 @@ def from_outcomes(
         f"{chance:.1%} would be. The model may be for other data, other pixels "
         "(--input_range) or classes in another order (--first_label)"
       )
-    square = sequence.index("square") if "square" in sequence else -2
-    by_square.append(broken & (rows["attack"] == square))
-    by_others.append(broken & (rows["attack"] != square))
-    others = others or len(set(sequence) - {"square"}) > 0
+    is_black_box = np.array(
+      [one == "square" or one.startswith(TRANSFER) for one in sequence]
+    )
+    # Those that are wrong as they are, attack -1, no attack has broken.
+    found_so = (rows["attack"] >= 0) & is_black_box[rows["attack"]]
+    by_black_box.append(broken & found_so)
+    by_others.append(broken & ~found_so)
+    others = others or not is_black_box.all()
     if probes:
       _, ours, theirs = np.intersect1d(
         rows["example_id"], probes["example_id"], return_indices=True
@@ -113,12 +119,12 @@ def from_outcomes(
           f"random noise breaks {stronger} of {len(ours)} images that withstand "
           f"{name}. It is too weak an attack to tell of robustness"
         )
-  only = int((np.any(by_square, axis=0) & ~np.any(by_others, axis=0)).sum())
-  count = len(by_square[0]) if by_square else 0
+  only = int((np.any(by_black_box, axis=0) & ~np.any(by_others, axis=0)).sum())
+  count = len(by_black_box[0]) if by_black_box else 0
   if others and only > max(1, _SQUARE * count):
     found["black_box_is_stronger"] = (
-      f"{only} of {count} images are broken by square, which sees no gradient, and by "
-      "nothing else. The other attacks are weak, or the gradient is masked"
+      f"{only} of {count} images are broken by square or on another model alone, where "
+      "the gradient plays no part. The other attacks are weak, or it is masked"
     )
   return _warnings(found)
 

@@ -7,7 +7,6 @@ logits = model(images)                      # of images in [0, 1]
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any, Callable
 
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from dat_tf.errors import UserError
+from dat_tf.evaluation.robustness import finite
 
 # How far the probabilities of all classes, in 16 bits, may be from 1 together.
 _SUM_TOLERANCE = 1e-2
@@ -112,6 +112,7 @@ class UserModel:
         f"--num_classes={num_classes}",
         "give a model with as many logits as the data have classes",
       )
+    finite(logits.numpy())
     self._check_kind((tf.exp(logits) if self._probabilities else logits).numpy())
     try:
       gradient = tape.gradient(best, batch)
@@ -198,21 +199,6 @@ class UserModel:
 def _with_shaped_gradient(images: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
   """The images, whose gradient has their shape even where a model has lost it."""
   return tf.identity(images), lambda gradient: tf.reshape(gradient, tf.shape(images))
-
-
-def fingerprint(path: str) -> str:
-  """A hash of all that is in a file, or in the files of a directory."""
-  digest = hashlib.sha256()
-  paths = [path]
-  if tf.io.gfile.isdir(path):
-    walked = sorted(tf.io.gfile.walk(path))
-    paths = [os.path.join(here, name) for here, _, names in walked for name in names]
-  for each in sorted(paths):
-    digest.update(os.path.relpath(each, path).encode())
-    with tf.io.gfile.GFile(each, "rb") as file:
-      while block := file.read(2**20):
-        digest.update(block)
-  return digest.hexdigest()[:16]
 
 
 def _first_line(error: Exception) -> str:

@@ -137,16 +137,24 @@ def _read(name: str, directory: str) -> Run:
     results = json.loads(files.read_text(path) or "{}")
   except json.JSONDecodeError as error:
     raise _damaged(path, error) from None
-  # Of attacks that results.json knows: other files may be those of a run under way.
+  # Of attacks that results.json knows, on the same weights and images: other files may
+  # be those of a run under way, or of earlier weights.
   found = []
+  measured = results.get("fingerprint", "unknown")
   for attack in results.get("robust_accuracy") or {}:
     arrays = _read_arrays(os.path.join(directory, "evaluation", f"{attack}.npz"))
-    if arrays:
+    if (
+      arrays
+      # That of a source of transfer attacks comes after it.
+      and str(arrays["fingerprint"]).startswith(measured)
+      and len(arrays["label"]) == results["test_examples"]
+    ):
       names = [field.name for field in dataclasses.fields(Outcomes)][1:]
       found.append(Outcomes(attack, **{key: arrays[key] for key in names}))
   path = os.path.join(directory, "evaluation", "probes.npz")
-  # Otherwise they may be those of earlier weights.
   probes = _read_arrays(path) if results.get("probed_images") else {}
+  if probes and str(probes["fingerprint"]) != measured:
+    probes = {}
   settings = config_lib.load(directory)
   return Run(
     name,

@@ -193,7 +193,7 @@ def table(sequence, attack, count=1000):
 
 class FromOutcomesTest(tf.test.TestCase):
   def warned(self, probes=None, **tables):
-    return names(checks.from_outcomes(tables, probes or {}))
+    return names(checks.from_outcomes(tables, probes or {}, 10))
 
   def test_square_alone_breaks_some(self):
     suite = "apgd-ce", "apgd-t", "fab-t", "square"
@@ -208,6 +208,14 @@ class FromOutcomesTest(tf.test.TestCase):
     self.assertEqual(self.warned(square=square), set())
     more = table(["pgd-5x9"], [0] * 9)
     self.assertEqual(self.warned(square=square, pgd=pgd, more=more), set())
+
+  def test_another_models_images_break_what_no_other_attack_does(self):
+    transferred, pgd = table(["transfer-pgd-5"], [0] * 9), table(["pgd-5"], [0] * 3)
+    square = table(["square"], [0] * 5)
+    self.assertEqual(self.warned(t=transferred, pgd=pgd), {"black_box_is_stronger"})
+    both = {"square": square, "t": table(["transfer-square"], [0] * 9)}
+    self.assertEqual(self.warned(**both, pgd=pgd), {"black_box_is_stronger"})
+    self.assertEqual(self.warned(**both), set())
 
   def test_noise_breaks_what_an_attack_does_not(self):
     broken = np.arange(200) < 5
@@ -224,6 +232,7 @@ class FromOutcomesTest(tf.test.TestCase):
       # Two standard deviations above 10 % are 11.9 %.
       rows["prediction"] = rows["adversarial_prediction"] = np.arange(1000) < wrong
       self.assertEqual(self.warned(probes, pgd=rows), expected)
+      self.assertEqual(self.warned(pgd=rows), expected)
 
   def test_nothing_was_attacked(self):
     self.assertEqual(self.warned(), set())

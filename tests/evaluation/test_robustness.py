@@ -13,6 +13,7 @@ from absl.testing import parameterized
 
 from dat_tf.attacks import L1, L2, LInfinity, losses, make_attacks
 from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.iterative import Examples
 from dat_tf.attacks.jsma import JSMA
 from dat_tf.attacks.penalized import CarliniWagner
 from dat_tf.attacks.square import Square
@@ -313,6 +314,36 @@ class LinearTest(LinearTestCase):
       outcome = evaluator(linear.images, linear.labels, linear.ids)[1]["attack"]
       broken[samples] = outcome.broken.sum()
     self.assertGreater(broken[20], broken[1])
+
+  def test_a_transfer_attack_aims_by_the_logits_of_the_source(self):
+    class Spy:
+      """Remembers the logits that it is shown."""
+
+      def __init__(self, attack):
+        self.attack, self.seen = attack, []
+
+      def start(self, examples):
+        self.seen.append(examples.logits)
+        return self.attack.start(examples)
+
+      def step(self, classifier, examples, state, k):
+        self.seen.append(examples.logits)
+        return self.attack.step(classifier, examples, state, k)
+
+      def __getattr__(self, name):
+        return getattr(self.attack, name)
+
+    spy = Spy(make_attacks("pgd-2", L2(1.0))[0])
+    source = lambda x: self.two(x)[:, ::-1]  # noqa: E731
+    attack, images = Transfer(spy, source), tf.constant(self.two.images)
+    zeros = tf.zeros(len(images), tf.int32)
+    keys = tf.zeros([len(images), 2], tf.uint32)
+    examples = Examples(images, zeros, keys, self.two(images), zeros)
+    state = attack.start(examples)
+    attack.step(self.two, examples, state, zeros)
+    self.assertLen(spy.seen, 2)
+    for logits in spy.seen:
+      self.assertAllEqual(logits, source(images))
 
   def test_a_transfer_attack_sees_only_the_source(self):
     ball = L2(self.two.epsilon(L2))

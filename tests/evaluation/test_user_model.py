@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+from dat_tf import files
 from dat_tf.attacks import LInfinity, make_attacks
 from dat_tf.errors import UserError
-from dat_tf.evaluation import Evaluator, UserModel, user_model
+from dat_tf.evaluation import Evaluator, UserModel
 
 SHAPE, CLASSES = (3, 4, 1), 3
 IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype("f4")
@@ -211,6 +212,6 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
       path = self.path()
       signature = module.signature(module.logits)
       tf.saved_model.save(module, path, signatures={"serving_default": signature})
-      prints.append(user_model.fingerprint(path))
-      self.assertEqual(user_model.fingerprint(path), prints[-1])
+      prints.append(files.fingerprint(path))
+      self.assertEqual(files.fingerprint(path), prints[-1])
     self.assertNotEqual(prints[1], prints[2])

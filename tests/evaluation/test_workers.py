@@ -196,6 +196,22 @@ class WorkersTest(FolderCase):
     }
     self.assertGreater(robust["other", "transfer-fgsm"], robust["other", "fgsm"])
 
+  def test_other_data_in_files_of_the_same_names_and_sizes(self):
+    for shift in (0, 1):
+      labels = (self.labels[: SIZES[0]] + shift) % CLASSES
+      folder = self.folder / f"shifted{shift}"
+      examples = map(writing.image_example, self.images, labels)
+      writing.write_shards(examples, str(folder), "test", 1)
+    found = []
+    for shift in (0, 1):
+      more = {"test_data": self.folder / f"shifted{shift}" / "test*", "attacks": "fgsm"}
+      run_workers(_run, 1, self.flags("shifted", **more))
+      results = json.loads((self.folder / "shifted" / "results.json").read_text())
+      found.append(results["standard_accuracy"])
+      with np.load(self.folder / "shifted" / "evaluation" / "fgsm.npz") as table:
+        self.assertAllEqual(table["label"], (self.labels[: SIZES[0]] + shift) % CLASSES)
+    self.assertNotEqual(*found)
+
   @pytest.mark.long
   def test_one_and_three_workers_find_the_same_also_when_resumed(self):
     run_workers(_run, 1, self.flags("one"))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import unittest
 
 import browser
@@ -21,6 +22,7 @@ from dat_tf import modes
 from dat_tf.cluster import Cluster
 from dat_tf.errors import UserError
 from dat_tf.reporting import plots, tables, theme
+from dat_tf.reporting.runs import read_runs
 
 PLOTS = {
   "epsilon_linf",
@@ -303,6 +305,19 @@ class ChangedTest(ReportCase):
     (self.folder / "file").write_text("")
     with self.assertRaisesRegex(UserError, "file/report.html cannot be written"):
       self.report("file", "at")
+
+  def test_outcomes_of_other_weights_or_images_are_left_out(self):
+    directory = self.folder / "stale"
+    for figures, expected in (
+      ({}, {"apgd-ce", "square"}),
+      ({"test_examples": 300}, set()),
+      ({"fingerprint": "1"}, set()),
+    ):
+      shutil.rmtree(directory, ignore_errors=True)
+      report_files.write_run(directory, **figures)
+      (run,) = read_runs([str(directory)])
+      self.assertEqual({outcome.attack for outcome in run.outcomes}, expected)
+      self.assertEqual(bool(run.probes), "fingerprint" not in figures)
 
   def test_mode_report_needs_no_data(self):
     for name in ("one", "other"):
