@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRAIN, TEST, BATCH = 96, 41, 32  # 3 steps an epoch, and a last test batch of 9
 STEPS = TRAIN // BATCH
 
-_PROGRESS = re.compile(r"(training|evaluating|epoch \d+): \d+/\d+ \[")
+_PROGRESS = re.compile(r"(training|evaluating|epoch \d+): \d+/\d+ steps \[")
 # TensorFlow's own word on the operation that met a bad record, and on the pipeline's
 # tuning, which that may interrupt.
 _OPERATION = re.compile(

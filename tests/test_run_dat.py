@@ -41,10 +41,10 @@ class TrainedTest(ProgramCase):
       raise AssertionError(cls.first.stderr)
     runs = {
       "again": {**watched},
-      "more": {"mode": "train", "epochs": 2, "pictures": 0},
+      "more": {"mode": "train", "epochs": 2, "pictures": 0, "profile_steps": "2,3"},
       "changed": {"epsilon": 0.2},
       "evaluate": {"mode": "evaluate"},
-      "export": {"mode": "export"},
+      "export": {"mode": "export", "export_formats": "keras,serving"},
       "diverging": {
         "epochs": 3,
         "pictures": 0,
@@ -127,6 +127,14 @@ class TrainedTest(ProgramCase):
       self.assertAllClose(accuracy, figures["standard_accuracy"], atol=1e-6)
       self.assertEqual(model.count_params(), figures["parameters"])
     self.assert_good(self.runs["export"])
+    images = images[TRAIN:].astype("f4") / 255
+    logits = model(images, training=False)
+    keras = tf.keras.models.load_model(str(self.folder / "export" / "export.keras"))
+    self.assertAllClose(keras(images, training=False), logits, atol=1e-4)
+    serving = tf.saved_model.load(str(self.folder / "export" / "serving"))
+    served = serving.signatures["serving_default"](image=tf.constant(images))
+    self.assertAllClose(served["logits"], logits, atol=1e-4)
+    self.assertAllClose(served["probabilities"], tf.nn.softmax(logits), atol=1e-4)
 
   def test_tensorboards_logs(self):
     tags = {name: logged(self.trained, name) for name in ("train", "test")}
@@ -162,6 +170,7 @@ class TrainedTest(ProgramCase):
     steps = newest.get_tensor("optimizer/iter/.ATTRIBUTES/VARIABLE_VALUE")
     self.assertEqual(steps, 2 * STEPS)
     self.assertIn("--epochs=2\n", (more / "config.flags").read_text())
+    self.assertNotEmpty(list((more / "logs").rglob("*.xplane.pb")))
 
   def test_a_changed_flag_is_refused(self):
     run = self.runs["changed"]
@@ -237,7 +246,7 @@ class MistakesTest(ProgramCase):
       "no_bounds": {
         **clean,
         "objective": "ibp",
-        "epsilon_growing_epochs": 1,
+        "epsilon_growing_epochs": 0.5,
         "model": "wide_resnet28_10_swish",
       },
     }

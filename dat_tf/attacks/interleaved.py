@@ -56,7 +56,9 @@ class Free(Interleaved):
   delta stays from step to step, also from one batch to the next, as long as training
   goes on; it is not in checkpoints. Each batch is to be trained on m times in a row:
   `replayed` makes such data, of which an epoch then has m times the steps, so that 1/m
-  of the usual number of epochs costs as much as clean training.
+  of the usual number of epochs costs as much as clean training. (delta is kept within
+  [0, 1] - x too, so that the next batch begins with what the last images had room for;
+  the authors' program cuts off x + delta alone.)
 
   Shafahi et al., "Adversarial training for free!", NeurIPS 2019.
   """
@@ -117,9 +119,10 @@ class YOPO(Interleaved):
       H = p . f0(x + delta), p constant, the Hamiltonian of the first layer
 
   m times over, from a random start; the weights' gradient is the mean of those of the m
-  full passes. Zhang et al., "You only
-  propagate once: accelerating adversarial training via maximal principle", NeurIPS
-  2019. (They sum where this takes the mean, and divide the learning rate by m.)
+  full passes, each at the images that it starts from. Zhang et al., "You only propagate
+  once: accelerating adversarial training via maximal principle", NeurIPS 2019. (They
+  sum where this takes the mean, and divide the learning rate by m. Their program gives
+  the first layer an optimizer of its own, and gradients of H at the moved images too.)
   """
 
   def __init__(
@@ -203,8 +206,9 @@ def split(classifier: tf.keras.Model) -> tuple[tf.keras.Model, tf.keras.Model]:
     UserError: all layers with weights are in a network inside the network, or the
       image reaches later layers by another way too.
   """
-  reason = "it has no layer with weights"
-  for layer in classifier.layers:
+  graph = bool(classifier.inputs)
+  reason = "it has no layer with weights" if graph else "it is no graph of layers"
+  for layer in classifier.layers if graph else ():
     if not layer.trainable_weights:
       continue
     if isinstance(layer, tf.keras.Model):

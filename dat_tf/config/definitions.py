@@ -112,7 +112,10 @@ def define_flags(values: flags.FlagValues) -> None:
       "accumulation", 1,
       "Parts of a replica's batch that are trained on one after the other, to save "
       "memory.", lower_bound=1)
-  run.switch("jit_compile", False, "Compile attack and gradient with XLA.")
+  run.switch(
+      "jit_compile", False,
+      "Compile attack and gradient with XLA, which drops the check that images stay in "
+      "the ball.")
   run.choice(
       "precision", "float32", ("float32", "mixed_bfloat16"),
       "Of what layers compute; weights and losses are float32.")

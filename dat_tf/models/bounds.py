@@ -319,6 +319,11 @@ def _steps(model: tf.keras.Model) -> list[_Step]:
     )
 
   def add_model(network: tf.keras.Model, inputs: list[int]) -> int:
+    if not network.inputs:
+      raise UserError(
+        f"There are no bounds for the network {network.name}, which is no graph of "
+        "layers: choose a functional one, such as plain_cnn."
+      )
     numbers = {id(x): number for x, number in zip(network.inputs, inputs)}
 
     def number_of(tensor: Any) -> int:

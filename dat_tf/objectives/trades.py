@@ -23,7 +23,7 @@ class TRADES(Objective):
 
   The attacker maximises the divergence, by way of the cross-entropy to p(x), which
   differs from it by a number that delta cannot change. Its gradient is zero at delta =
-  0, so the attack must start elsewhere.
+  0, so the attack must start elsewhere (theirs beside the image, PGD's in the ball).
 
   Zhang et al., "Theoretically principled trade-off between robustness and accuracy",
   ICML 2019; beta is their 1 / lambda.

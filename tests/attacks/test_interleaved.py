@@ -201,8 +201,24 @@ class InterleavedTest(tf.test.TestCase, parameterized.TestCase):
     passed_by = tf.keras.Model(inputs, layers.Dense(3)(layers.Flatten()(both)))
     nested = tf.keras.Model(inputs, network()[0](inputs))
     without = tf.keras.Model(inputs, layers.Flatten()(inputs))
-    for classifier in (passed_by, nested, without):
-      with self.assertRaisesRegex(UserError, "YOPO cannot split.*choose"):
+
+    class Subclassed(tf.keras.Model):
+      def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+      def call(self, images):
+        return self.dense(layers.Flatten()(images))
+
+    subclassed = Subclassed()
+    subclassed(inputs)
+    for classifier, reason in (
+      (passed_by, "also passes by"),
+      (nested, "inside the network"),
+      (without, "no layer with weights"),
+      (subclassed, "no graph of layers"),
+    ):
+      with self.assertRaisesRegex(UserError, f"YOPO cannot split.*{reason}.*choose"):
         YOPO(classifier, LInfinity(0.1), 0.02)
 
   def test_own_networks_can_be_split(self):

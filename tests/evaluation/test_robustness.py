@@ -238,11 +238,11 @@ class LinearTest(LinearTestCase):
   def test_one_step_is_enough_where_the_gradient_is_the_same(self, ball):
     self.check_broken(self.two, ball, "fgsm")
 
-  @parameterized.parameters(LInfinity, L2)
+  @parameterized.parameters(*BALLS)
   def test_momentum_loses_nothing(self, ball):
     self.check_broken(self.two, ball, "mi-fgsm-40")
 
-  @parameterized.product(ball=BALLS, name=["apgd-t", "autoattack"])
+  @parameterized.product(ball=BALLS, name=["apgd-t", "autoattack", "autoattack-rand"])
   def test_so_it_is_with_many_classes_in_reach(self, ball, name):
     self.check_broken(self.many, ball, name)
 

@@ -66,6 +66,17 @@ def matrix(function, shape):
   return columns.T, constant
 
 
+class Subclassed(tf.keras.Model):
+  """A network that Keras knows no graph of."""
+
+  def __init__(self):
+    super().__init__()
+    self.dense = layers.Dense(2)
+
+  def call(self, images):
+    return self.dense(layers.Flatten()(images))
+
+
 class ReferenceTest(tf.test.TestCase, parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -261,5 +272,9 @@ class SoundnessTest(tf.test.TestCase, parameterized.TestCase):
       advice = "mixed precision" if "half" in words else "plain_cnn"
       with self.assertRaisesRegex(UserError, f"{words}.*{advice}"):
         bounds.check(model)
+    for subclassed in (Subclassed(), tf.keras.Sequential([Subclassed()])):
+      subclassed(tf.keras.Input((4, 4, 1)))
+      with self.assertRaisesRegex(UserError, "subclassed.*no graph of layers"):
+        bounds.check(subclassed)
     for name in ("small_cnn", "plain_cnn"):
       bounds.check(make_model(name, (8, 8, 1), 3))

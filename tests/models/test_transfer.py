@@ -8,6 +8,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from dat_tf.adversarial_model import AdversarialModel
@@ -164,6 +165,40 @@ class ApplicationTest(TransferTest):
     kernels = [v.name for v in self.model.trainable_variables]
     self.assertEqual([factors[name] for name in kernels[-2:]], [1.0, 1.0])
     self.assertEqual(factors[kernels[0]], min(factors.values()))
+
+  @pytest.mark.long
+  def test_every_family_takes_keras_weights_but_for_the_head(self):
+    for name, size in (
+      ("ConvNeXtTiny", 32),
+      ("DenseNet121", 32),
+      ("EfficientNetV2B0", 32),
+      ("InceptionV3", 75),
+      ("InceptionResNetV2", 75),
+      ("MobileNet", 32),
+      ("MobileNetV3Large", 32),
+      ("MobileNetV3Small", 32),
+      ("NASNetMobile", 32),
+      ("RegNetX002", 32),
+      ("ResNet50", 32),
+      ("ResNet50V2", 32),
+      ("ResNetRS50", 32),
+      ("VGG16", 32),
+      ("Xception", 71),
+    ):
+      constructor = registry._APPLICATIONS[name]
+      downloaded = functools.wraps(constructor)(
+        lambda weights, make=constructor, **kwargs: make(weights=None, **kwargs)
+      )
+      with (
+        self.subTest(name),
+        mock.patch.dict(registry._APPLICATIONS, {name: downloaded}),
+      ):
+        source = make_pretrained(name, (size, size, 3))
+        target = make_model(name, (size, size, 3), 7)
+        self.assertTrue(transfer.copy_weights_by_layer(source, target))
+        count = len(target.get_weights()) - 2
+        self.assert_same(target.get_weights()[:count], source.get_weights()[:count])
+      tf.keras.backend.clear_session()
 
   def test_what_keras_has_no_weights_for(self):
     self.assert_refused(
