@@ -21,12 +21,13 @@ from dat_tf.attacks import PGD, LInfinity
 from dat_tf.checkpointing import Checkpoints
 from dat_tf.data import writing
 from dat_tf.models import batch_norm, make_model
+from dat_tf.objectives import CleanTraining
 from dat_tf.optimizers import LAMB
 from dat_tf.run import Run
 from workers import run_workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS, BATCH = 5, 64
+STEPS, BATCH, CLIP_NORM = 5, 64, 0.05
 
 
 def _strategy():
@@ -130,6 +131,37 @@ def _train_with_batch_norm(worker, strategy):
   }
 
 
+def _pixels(worker):
+  """Of the second worker far brighter: its gradient is far longer."""
+  rng = np.random.default_rng(worker)
+  scale = (0.01, 1.0)[worker]
+  return scale * rng.uniform(size=(6, 4)).astype("f4"), rng.integers(0, 3, size=6)
+
+
+def _clipped_step(worker, strategy):
+  """One step of a linear network of zeros."""
+  layers = tf.keras.layers
+  with strategy.scope():
+    model = AdversarialModel(
+      tf.keras.Sequential(
+        [
+          tf.keras.Input((2, 2, 1)),
+          layers.Flatten(),
+          layers.Dense(3, use_bias=False, kernel_initializer="zeros"),
+        ]
+      ),
+      attack=None,
+      objective=CleanTraining(),
+      clip_norm=CLIP_NORM,
+    )
+    model.compile(optimizer=tf.keras.optimizers.legacy.SGD(1.0))
+  pixels, labels = _pixels(worker)
+  data = tf.data.Dataset.from_tensors((pixels.reshape(6, 2, 2, 1), labels))
+  distributed = strategy.distribute_datasets_from_function(lambda context: data)
+  model.fit(distributed, steps_per_epoch=1, verbose=0)
+  return model.classifier.get_weights()[0]
+
+
 def _run_example(strategy):
   """The README's ten lines, with the strategy of this test."""
   code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
@@ -152,6 +184,7 @@ def _in_two_workers():
     "once_more": _train_on_the_same_images(cluster.index, 2, strategy),
     "batch_norm": _train_with_batch_norm(cluster.index, strategy),
     "example": _run_example(strategy),
+    "clipped": _clipped_step(cluster.index, strategy),
   }
 
 
@@ -236,6 +269,18 @@ class TwoWorkersTest(tf.test.TestCase):
     for mine, theirs in zip(first["after"], second["after"]):
       self.assertAllEqual(mine, theirs)
 
+  def test_each_worker_clips_its_own_gradient_before_they_are_averaged(self):
+    gradients = []
+    for pixels, labels in map(_pixels, range(2)):
+      error = 1 / 3 - np.eye(3)[labels]  # all logits are 0
+      gradients.append(pixels.astype("f8").T @ error / len(labels))
+    first, second = map(np.linalg.norm, gradients)
+    self.assertLess(first, CLIP_NORM)
+    self.assertGreater(second, 2 * CLIP_NORM)
+    expected = -(gradients[0] + gradients[1] * CLIP_NORM / second) / 2
+    for worker in self.workers:
+      self.assertAllClose(worker["clipped"], expected, rtol=1e-5, atol=1e-8)
+
   def test_what_one_worker_decides_holds_for_both(self):
     for worker in self.workers:
       # Worker 1 asked to stop in the first epoch; the chief lowered the rate to 0.05.
@@ -276,6 +321,9 @@ class RecordsTest(tf.test.TestCase):
       f"--train_data={directory}/trainWORKER-*",
       "--data_is_local",
       f"--test_data={directory}/test*",
+      f"--validation_data={directory}/test*",
+      "--evaluate_every=1",
+      "--early_stopping=1",
       "--global_batch_size=12",
       "--epochs=1",
       "--attack_steps=1",

@@ -32,7 +32,7 @@ from dat_tf.config import methods
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
 from dat_tf.models.averaging import WeightAverage
-from dat_tf.objectives.mixing import CutMix, Mixup
+from dat_tf.objectives.mixing import CutMix, LabelSmoothing, Mixup
 from workers import run_workers
 
 SHAPE, SIZE, CLASSES = (6, 6, 1), 8, 3
@@ -98,6 +98,8 @@ AROUND = {
   "parts": {"accumulation": 2},
   "clipped": {"clip_norm": 0.01},
   "clipped beside padding": {"clip_norm": 0.01, "weights": [1.0, 0.0]},
+  "compiled": {"jit_compile": True},
+  "smoothed": {"prepare": LabelSmoothing(CLASSES, 0.1)},
   "mixup": {"prepare": Mixup(CLASSES)},
   "cutmix": {"prepare": CutMix(CLASSES)},
 }
