@@ -15,6 +15,7 @@ from dat_tf.attacks import LInfinity, make_attacks
 from dat_tf.cluster import Cluster
 from dat_tf.data import writing
 from dat_tf.evaluation import Evaluator
+from dat_tf.objectives import is_certified
 from workers import run_workers
 
 SHAPE, CLASSES, SIZES = (8, 8, 1), 10, (30, 7, 15)
@@ -257,6 +258,40 @@ class WorkersTest(FolderCase):
     )
     back = json.loads((self.folder / "own" / "results.json").read_text())
     self.assertEqual(back, of_nine)
+
+  @pytest.mark.long
+  def test_certified_accuracy_is_that_of_the_same_images(self):
+    flags = {
+      "model_path": None,
+      "train_data": self.folder / "test*",
+      "model": "plain_cnn",
+      "objective": "ibp",
+      "attack": "none",
+      "epsilon_growing_epochs": 0.5,
+      "epsilon": 1e-4,
+      "epochs": 1,
+    }
+    run_workers(
+      _run, 1, self.flags("certified", **flags, mode="train_and_evaluate", attacks=None)
+    )
+    exported = tf.keras.models.load_model(
+      self.folder / "certified" / "export", compile=False
+    )
+    images = self.images / np.float32(255)
+    holds = is_certified(exported, images, self.labels, 1e-4).numpy()
+    self.assertNotIn(holds.mean(), (0.0, 1.0))
+    for more, count in (
+      ({"attacks": None}, COUNT),
+      ({"attacks": "fgsm", "evaluation_examples": 9}, 9),
+      ({"attacks": "pgd-2", "evaluation_examples": COUNT}, COUNT),
+    ):
+      run_workers(_run, 1, self.flags("certified", **{**flags, **more}))
+      results = json.loads((self.folder / "certified" / "results.json").read_text())
+      self.assertEqual(results["test_examples"], count)
+      self.assertAlmostEqual(
+        results["certified_accuracy"], holds[:count].mean(), places=6
+      )
+    self.assertCountEqual(results["robust_accuracy"], ["pgd-20", "pgd-2"])
 
   @pytest.mark.long
   def test_mistakes_are_one_line(self):
