@@ -49,7 +49,6 @@ def evaluate(run: Run) -> None:
   with run.explained_errors():
     work = _survey(run)
     if run.cluster.is_chief:
-      probes = work.probe(run.config.probe_images)
       names = _write_accuracies(
         run,
         work,
@@ -58,6 +57,7 @@ def evaluate(run: Run) -> None:
         int(figures["examples"]),
         figures.get("certified_accuracy"),
       )
+      probes = work.probe(run.config.probe_images)
       checks.show(_write_warnings(run, work, names, probes))
     run.wait_for_all()  # a worker that ends takes the cluster with it
 

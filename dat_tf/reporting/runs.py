@@ -147,7 +147,7 @@ def _read(name: str, directory: str) -> Run:
       arrays
       # That of a source of transfer attacks comes after it.
       and str(arrays["fingerprint"]).startswith(measured)
-      and len(arrays["label"]) == results["test_examples"]
+      and len(arrays["label"]) == results.get("test_examples")
     ):
       names = [field.name for field in dataclasses.fields(Outcomes)][1:]
       found.append(Outcomes(attack, **{key: arrays[key] for key in names}))
