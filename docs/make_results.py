@@ -328,7 +328,7 @@ network (certified training: one without batch-norm) and number of steps, one se
 `flags/methods/METHOD.flags`. PGD-50 on 2,500 test images, and beside AutoAttack on the
 first {count} of them. An epoch is 118 steps of 128 images; steps were timed in turns,
 as in the last epoch. `gradalign` is `fgsm_from_image` with a guard against its
-collapse; `yopo` takes clean and adversarial images through each of its five passes.
+collapse; these two and `yopo` train on adversarial images alone.
 
 {table(rows)}"""
 
