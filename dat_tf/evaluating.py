@@ -125,12 +125,13 @@ def _survey(run: Run) -> Survey:
     model.check(data.first_batch(), config.num_classes)
     classifier: Any = model
     weights = files.fingerprint(config.model_path)
-    if cluster.is_chief:
-      config_lib.save(config)
   else:
     run.copy_final_weights()
     classifier = functools.partial(run.plain, training=False)
     weights = checkpointing.fingerprint(run.plain)
+  source_model = _source(config, data)
+  if config.model_path and cluster.is_chief:  # now that all mistakes are seen
+    config_lib.save(config)
   files_read = [[os.path.basename(path), files.fingerprint(path)] for path in paths]
   names = "image_size", "first_label", "input_range", "probabilities"
   return Survey(
@@ -143,7 +144,7 @@ def _survey(run: Run) -> Survey:
     [weights, files_read, *(config[name].serialize() for name in names)],
     cluster.index,
     cluster.num_workers,
-    *_source(config, data),
+    *source_model,
   )
 
 

@@ -309,4 +309,4 @@ class WorkersTest(FolderCase):
     ):
       with self.assertRaisesRegex(RuntimeError, f"UserError: .*{pattern}"):
         run_workers(_run, 1, self.flags(name, **more))
-      self.assertFalse((self.folder / name).exists())
+      self.assertFalse((self.folder / name).exists(), name)
