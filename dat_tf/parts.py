@@ -171,14 +171,13 @@ def make_average(
   config: flags.FlagValues, classifier: tf.keras.Model, steps_per_epoch: int
 ) -> Optional[WeightAverage]:
   """The average of the weights, made in the strategy's scope; None keeps none."""
-  start = round(config.average_from_epoch * steps_per_epoch)
   if config.weight_average == "exponential":
+    start = round(config.average_from_epoch * steps_per_epoch)
     return WeightAverage(classifier, config.average_decay, start)
   if config.weight_average == "stochastic":
     # Of the first epoch that lies behind the start as a whole.
-    whole_epochs = math.ceil(config.average_from_epoch)
-    last_of_epoch = (whole_epochs + 1) * steps_per_epoch - 1
-    return WeightAverage(classifier, 1.0, last_of_epoch, steps_per_epoch)
+    first = math.ceil(config.average_from_epoch) + 1
+    return WeightAverage(classifier, 1.0, first * steps_per_epoch - 1, steps_per_epoch)
   return None
 
 

@@ -203,24 +203,30 @@ def split(classifier: tf.keras.Model) -> tuple[tf.keras.Model, tf.keras.Model]:
   """Two models, which share the classifier's layers: up to its first weights, and on.
 
   Raises:
-    UserError: all layers with weights are in a network inside the network, or the
-      image reaches later layers by another way too.
+    UserError: it is no graph of layers, all layers with weights are in a network inside
+      the network, or the image reaches later layers by another way too.
   """
-  graph = bool(classifier.inputs)
-  reason = "it has no layer with weights" if graph else "it is no graph of layers"
-  for layer in classifier.layers if graph else ():
+  if not classifier.inputs:
+    raise _unsplittable(classifier, "it is no graph of layers")
+  for layer in classifier.layers:
     if not layer.trainable_weights:
       continue
     if isinstance(layer, tf.keras.Model):
-      reason = f"its first weights are inside the network {layer.name}"
-      break
+      raise _unsplittable(
+        classifier, f"its first weights are inside the network {layer.name}"
+      )
     try:
       first = tf.keras.Model(classifier.inputs, layer.output)
       return first, tf.keras.Model(layer.output, classifier.outputs[0])
     except (AttributeError, ValueError):
-      reason = f"the image also passes by its first layer {layer.name}"
-      break
-  raise UserError(
+      raise _unsplittable(
+        classifier, f"the image also passes by its first layer {layer.name}"
+      ) from None
+  raise _unsplittable(classifier, "it has no layer with weights")
+
+
+def _unsplittable(classifier: tf.keras.Model, reason: str) -> UserError:
+  return UserError(
     f"YOPO cannot split the network {classifier.name}: {reason}; choose a network such "
     "as preact_resnet18, or PGD."
   )
