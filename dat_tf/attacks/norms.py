@@ -162,13 +162,16 @@ class L1:
       density: [B], share of the entries that move, instead of the ball's.
     """
     size = gradient.shape[1:].num_elements()
-    if density is None:
-      density = tf.fill([tf.shape(gradient)[0]], self.density)
     magnitudes = tf.reshape(tf.abs(gradient), [-1, size])
-    smallest = tf.cast(density * size, tf.int32) - 1
-    smallest = tf.clip_by_value(smallest, 0, size - 1)
-    descending = tf.sort(magnitudes, direction="DESCENDING")
-    threshold = tf.gather(descending, smallest, batch_dims=1)[:, None, None, None]
+    if density is None:
+      # One number for all: only so many need be put in order.
+      count = min(max(int(self.density * size), 1), size)
+      threshold = tf.math.top_k(magnitudes, count).values[:, -1]
+    else:
+      smallest = tf.clip_by_value(tf.cast(density * size, tf.int32) - 1, 0, size - 1)
+      descending = tf.sort(magnitudes, direction="DESCENDING")
+      threshold = tf.gather(descending, smallest, batch_dims=1)
+    threshold = threshold[:, None, None, None]
     signs = tf.where(tf.abs(gradient) >= threshold, tf.sign(gradient), 0.0)
     return tf.math.divide_no_nan(signs, _l1_norm(signs))
 

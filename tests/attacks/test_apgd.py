@@ -102,7 +102,7 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
 
     return start, run(start)
 
-  @parameterized.parameters(LInfinity(0.1), LInfinity(0.4), L2(0.5), L2(2.0))
+  @parameterized.parameters(LInfinity(0.1), LInfinity(0.4), L2(0.5), L2(1.0))
   def test_it_is_that_of_the_paper(self, ball):
     start, state = self.state_after(APGD(ball, steps=STEPS), COMPARED + 1)
     halvings = set()
