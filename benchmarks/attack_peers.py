@@ -1,11 +1,10 @@
 """The peers of benchmarks/attacks.py, which runs this in the peers' own environment.
 
-    python attack_peers.py MODEL IN.npz OUT.json LINF L2 TIMED_IMAGES
+    python attack_peers.py time|accuracy MODEL IN.npz OUT.json LINF L2 ATTACK...
 
-Writes as `seconds` the time of the timed attacks on the first TIMED_IMAGES, each on
-what those before it left; by attack the norm of each other image's perturbation, 0
-where the image is misclassified as it is, 1e9 where the attack failed; as `names` who
-made each attack.
+`time` writes as `seconds` the time of the attacks, each on what those before it left;
+`accuracy`, by attack, as `norms` that of each image's perturbation, 0 where the image
+is misclassified as it is, 1e9 where the attack failed, and as `names` who made it.
 """
 
 from __future__ import annotations
@@ -19,13 +18,15 @@ import numpy as np
 import tensorflow as tf
 
 FAILED = 1e9
-LINF, SQUARED = (float(number) for number in sys.argv[4:6])
+PART, MODEL, IN, OUT = sys.argv[1:5]
+LINF, SQUARED = (float(number) for number in sys.argv[5:7])
+NAMES = sys.argv[7:]
 
 
 def main() -> None:
-  data = np.load(sys.argv[2])
+  data = np.load(IN)
   images, labels = data["images"], data["labels"].astype(np.int64)
-  model = tf.keras.models.load_model(sys.argv[1], compile=False)
+  model = tf.keras.models.load_model(MODEL, compile=False)
   predict = tf.function(lambda x: model(x, training=False))
   classes = predict(images[:1]).shape[1]
 
@@ -132,26 +133,28 @@ def main() -> None:
     ),
   }
   right = correct(images, labels)
-  results: dict[str, Any] = {"names": {}}
-  timed = int(sys.argv[6])
-  chain = np.where(right, FAILED, 0.0)[:timed]
-  started = time.perf_counter()
-  for attack in (apgd_ce, apgd_t, square):
-    left = np.flatnonzero(chain == FAILED)
-    if not len(left):
-      break
-    x, y = images[left], labels[left]
-    chain[left] = norms(attack(x, y), x, y, np.inf)
-    print(f"{attack.__name__}: {time.perf_counter() - started:.0f} s", flush=True)
-  results["seconds"] = time.perf_counter() - started
-  right = right[timed:]
-  x, y = images[timed:][right], labels[timed:][right]
-  for name, (peer, order, run) in attacks.items():
-    norm = np.zeros(len(right))
-    norm[right] = norms(run(x, y), x, y, order)
-    results["names"][name], results[name] = peer, norm.tolist()
-    print(f"{name}: {peer}, {np.mean(norm >= FAILED):.1%} unbroken", flush=True)
-  with open(sys.argv[3], "w", encoding="utf-8") as file:
+  results: dict[str, Any] = {"names": {}, "norms": {}}
+  if PART == "time":
+    chain = np.where(right, FAILED, 0.0)
+    started = time.perf_counter()
+    for name in NAMES:
+      left = np.flatnonzero(chain == FAILED)
+      if not len(left):
+        break
+      _, order, run = attacks[name]
+      x, y = images[left], labels[left]
+      chain[left] = norms(run(x, y), x, y, order)
+      print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+    results["seconds"] = time.perf_counter() - started
+  else:
+    x, y = images[right], labels[right]
+    for name in NAMES:
+      peer, order, run = attacks[name]
+      norm = np.zeros(len(right))
+      norm[right] = norms(run(x, y), x, y, order)
+      results["names"][name], results["norms"][name] = peer, norm.tolist()
+      print(f"{name}: {peer}, {np.mean(norm >= FAILED):.1%} unbroken", flush=True)
+  with open(OUT, "w", encoding="utf-8") as file:
     json.dump(results, file)
 
 

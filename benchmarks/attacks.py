@@ -9,7 +9,9 @@ is of that norm, l2 1.5.
 
 Time: APGD-CE, APGD-T and Square, each on the images that those before it left, as
 AutoAttack runs them, on the first images; ours and the peer's one after the other,
-compilation included. Accuracy: each attack alone, on the images that follow. Ours and
+compilation included. Accuracy: each attack alone, on the images that follow. Each may
+be measured without the other (--images=0, --timed_images=0), whose figures then stay in
+--json as they are. Ours and
 the official APGD tell of the best point that they met, the peers' APGD and PGD of the
 last; ART's targeted APGD climbs the untargeted DLR with the target for its label, its
 Square stretches the official schedule of windows over all queries.
@@ -23,6 +25,7 @@ JSON keys:
                                  square
   autoattack_speedup             peer's seconds over ours
   images, timed_images           how many
+  timed_on                       the machine that the time was measured on
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,8 +59,8 @@ _MODEL = flags.DEFINE_string(
 _DATA = flags.DEFINE_string(
   "data", "data/fashion_mnist/test-*", "TFRecords of its test images, bare pixels."
 )
-_IMAGES = flags.DEFINE_integer("images", 1000, "For accuracy.", lower_bound=1)
-_TIMED = flags.DEFINE_integer("timed_images", 200, "For time.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 1000, "For accuracy.", lower_bound=0)
+_TIMED = flags.DEFINE_integer("timed_images", 200, "For time.", lower_bound=0)
 
 LINF, SQUARED = 0.1, 1.5
 # Our name and norm of what the peers' script calls so.
@@ -88,19 +92,72 @@ def read_records(pattern: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_peers(
-  python: str, directory: str, images: np.ndarray, labels: np.ndarray
+  part: str, names: Iterable[str], images: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
   """Results of benchmarks/attack_peers.py, as its head describes them."""
-  data, out = os.path.join(directory, "in.npz"), os.path.join(directory, "out.json")
-  np.savez(data, images=images, labels=labels)
   script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "attack_peers.py")
-  subprocess.run(
-    [python, script, os.path.abspath(_MODEL.value), data, out]
-    + [str(number) for number in (LINF, SQUARED, _TIMED.value)],
-    check=True,
-  )
-  with open(out, encoding="utf-8") as file:
-    return json.load(file)
+  with tempfile.TemporaryDirectory() as directory:
+    data, out = os.path.join(directory, "in.npz"), os.path.join(directory, "out.json")
+    np.savez(data, images=images, labels=labels)
+    subprocess.run(
+      [_PEER.value, script, part, os.path.abspath(_MODEL.value), data, out]
+      + [str(LINF), str(SQUARED), *names],
+      check=True,
+    )
+    with open(out, encoding="utf-8") as file:
+      return json.load(file)
+
+
+class Attacks:
+  """Our side: attacks on one model."""
+
+  def __init__(self, path: str):
+    model = tf.keras.models.load_model(path, compile=False)
+    self._classifier = tf.function(lambda x: model(x, training=False))
+
+  def norms(self, keys: Sequence[str], images: Any, labels: Any) -> np.ndarray:
+    """Of the perturbations that attacks found, one after the other; [N]."""
+    chain = [attack for key in keys for attack in make_attacks(*ATTACKS[key])]
+    evaluator = Evaluator(self._classifier, {"chain": chain})
+    _, outcomes = evaluator(images, labels, np.arange(len(images)))
+    return outcomes["chain"].norm
+
+
+def measure_time(ours: Attacks, images: Any, labels: Any) -> dict[str, Any]:
+  """The figures of time."""
+  started = time.perf_counter()
+  ours.norms(TIMED, images, labels)
+  seconds = time.perf_counter() - started
+  peer = run_peers("time", TIMED, images, labels)["seconds"]
+  return {
+    "timed_images": len(images),
+    "timed_on": common.machine(),
+    "autoattack_speedup": peer / seconds,
+    "autoattack_seconds": seconds,
+    "autoattack_peer_seconds": peer,
+  }
+
+
+def measure_accuracy(
+  ours: Attacks, images: Any, labels: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """The table's rows and the figures of accuracy."""
+  peers = run_peers("accuracy", ATTACKS, images, labels)
+  rows, figures = [], {"images": len(images)}
+  found: dict[str, np.ndarray] = {}
+  for key, (name, ball) in ATTACKS.items():
+    mine, theirs = ours.norms([key], images, labels), np.array(peers["norms"][key])
+    found[key] = np.stack([mine, theirs])
+    rows.append(_row(name, mine, theirs, ball.epsilon) | {"peer": peers["names"][key]})
+    figures[f"{key}_minus_peer_points"] = rows[-1]["points"]
+    if isinstance(ball, L2):
+      ratio = float(np.median(mine[mine > 0]) / np.median(theirs[theirs > 0]))
+      figures[f"{key}_median_norm_over_peer"] = rows[-1]["norm ratio"] = ratio
+  smallest = np.min([found[key] for key in TIMED], axis=0)
+  row = _row(" + ".join(ATTACKS[key][0] for key in TIMED), *smallest, LINF)
+  rows.append(row | {"peer": peers["names"]["apgd_t"]})
+  figures["autoattack_minus_peer_points"] = row["points"]
+  return rows, figures
 
 
 def main(argv: list[str]) -> None:
@@ -108,42 +165,26 @@ def main(argv: list[str]) -> None:
   if not _PEER.value:
     raise UserError("--peer_python is required: what ours is compared with.")
   images, labels = read_records(_DATA.value, _TIMED.value + _IMAGES.value)
-  model = tf.keras.models.load_model(_MODEL.value, compile=False)
-  classifier = tf.function(lambda x: model(x, training=False))
-  ids = np.arange(len(images))
+  ours = Attacks(_MODEL.value)
+  figures, rows = _figures_there(), []
+  if _TIMED.value:
+    part = slice(_TIMED.value)
+    figures |= measure_time(ours, images[part], labels[part])
+  if _IMAGES.value:
+    part = slice(_TIMED.value, None)
+    rows, measured = measure_accuracy(ours, images[part], labels[part])
+    figures |= measured
+  note = ""
+  if "autoattack_speedup" in figures:
+    note = f"{figures['autoattack_speedup']:.2f} times as fast as the peer"
+  common.report(rows, figures, note)
 
-  def attack(name: str, sequence: Any, part: slice) -> tuple[np.ndarray, float]:
-    started = time.perf_counter()
-    evaluator = Evaluator(classifier, {name: sequence})
-    _, outcomes = evaluator(images[part], labels[part], ids[part])
-    return outcomes[name].norm, time.perf_counter() - started
 
-  timed, others = slice(_TIMED.value), slice(_TIMED.value, None)
-  chain = [a for key in TIMED for a in make_attacks(*ATTACKS[key])]
-  _, seconds = attack("chain", chain, timed)
-  with tempfile.TemporaryDirectory() as directory:
-    peers = run_peers(_PEER.value, directory, images, labels)
-
-  rows, figures = [], {"images": _IMAGES.value, "timed_images": _TIMED.value}
-  found: dict[str, np.ndarray] = {}
-  for key, (name, ball) in ATTACKS.items():
-    ours, _ = attack(name, make_attacks(name, ball), others)
-    theirs = np.array(peers[key])
-    found[key] = np.stack([ours, theirs])
-    rows.append(_row(name, ours, theirs, ball.epsilon) | {"peer": peers["names"][key]})
-    figures[f"{key}_minus_peer_points"] = rows[-1]["points"]
-    if isinstance(ball, L2):
-      ratio = float(np.median(ours[ours > 0]) / np.median(theirs[theirs > 0]))
-      figures[f"{key}_median_norm_over_peer"] = rows[-1]["norm ratio"] = ratio
-  smallest = np.min([found[key] for key in TIMED], axis=0)
-  row = _row(" + ".join(ATTACKS[key][0] for key in TIMED), *smallest, LINF)
-  speedup = peers["seconds"] / seconds
-  rows.append(row | {"peer": peers["names"]["apgd_t"], "speedup": speedup})
-  figures["autoattack_minus_peer_points"] = row["points"]
-  figures["autoattack_speedup"] = speedup
-  figures["autoattack_seconds"] = seconds
-  figures["autoattack_peer_seconds"] = peers["seconds"]
-  common.report(rows, figures)
+def _figures_there() -> dict[str, Any]:
+  if not common.JSON.value or not os.path.exists(common.JSON.value):
+    return {}
+  with open(common.JSON.value, encoding="utf-8") as file:
+    return json.load(file)
 
 
 def _row(

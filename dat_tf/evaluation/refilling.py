@@ -1,6 +1,6 @@
-"""One attack on many examples, in a batch that stays full.
+"""One attack on many examples, in batches that stay full.
 
-Work is a queue of (example, round of the attack). A batch of fixed shape has slots; a
+Work is a queue of (example, round of the attack). Batches of fixed shape have slots; a
 slot whose example is broken, or whose round is over, takes the next from the queue,
 while the others go on with their rounds. So what is hard costs, what is easy does not.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import operator
 from typing import Callable, NamedTuple, Optional
 
 import numpy as np
@@ -21,6 +22,10 @@ from dat_tf.attacks import iterative
 # that need not be attacked any more is lost.
 _STEPS_PER_CALL = 4
 
+# Batches that are attacked side by side in one graph: what one of them does on a single
+# core leaves the others to the other batch.
+_BATCHES = 2
+
 
 class Portion(NamedTuple):
   """Examples that wait: images, labels, logits and keys, arrays [N, ...]."""
@@ -31,7 +36,7 @@ class Portion(NamedTuple):
   keys: np.ndarray
 
   def batch(self, slots: np.ndarray) -> iterative.Examples:
-    """Those in the slots, int [B, 2]: example and round."""
+    """Those in the slots, int [S, 2]: example and round."""
     index, rounds = slots[:, 0], slots[:, 1]
     keys = self.keys[index]
     return iterative.Examples(
@@ -69,13 +74,14 @@ class Runner:
         for name, value in attack.start(examples).items()
       }
     )
-    self._steps: Callable[..., iterative.State] = tf.function(
+    self._run_batch: Callable[..., iterative.State] = tf.function(
       lambda *arguments: iterative.run(attack, classifier, *arguments)
     )
+    self._steps: Callable[..., iterative.State] = tf.function(self._run_batches)
 
   def run(self, portion: Portion, indices: np.ndarray) -> Found:
     """Attacks the examples of these indices."""
-    attack, batch_size = self._attack, self._batch_size
+    attack, count = self._attack, _BATCHES * self._batch_size
     found = Found(
       np.full(len(portion.images), np.inf, np.float32),
       np.full(len(portion.images), -1, np.int32),
@@ -86,12 +92,12 @@ class Runner:
     queue = collections.deque(
       (index, number) for number in range(rounds) for index in indices
     )
-    slots = np.zeros((batch_size, 2), np.int32)  # example, round
-    k = np.zeros(batch_size, np.int32)
-    busy = np.zeros(batch_size, bool)
+    slots = np.zeros((count, 2), np.int32)  # example, round
+    k = np.zeros(count, np.int32)
+    busy = np.zeros(count, bool)
     state: Optional[iterative.State] = None
     while True:
-      fresh = np.zeros(batch_size, bool)
+      fresh = np.zeros(count, bool)
       for slot in np.flatnonzero(~busy):
         item = self._next(queue, found)
         if item is not None:
@@ -106,7 +112,9 @@ class Runner:
         state = self._refill(examples, state, tf.constant(fresh))
       k[~busy] = 0  # idle: whatever it computes is not looked at
       steps = min(_STEPS_PER_CALL, attack.num_steps - k.max())
-      state = self._steps(examples, state, tf.constant(k), tf.constant(steps, tf.int32))
+      # A batch without work takes none.
+      each = np.where(busy.reshape(_BATCHES, -1).any(axis=1), steps, 0).astype(np.int32)
+      state = self._steps(examples, state, tf.constant(k), tf.constant(each))
       k += steps
       norm = state["norm"].numpy()
       over = busy & ((norm <= attack.stop_norm) | (k >= attack.num_steps))
@@ -115,6 +123,21 @@ class Runner:
         busy &= ~over
         # What an earlier round has broken need not be attacked any further.
         busy &= ~self._is_settled(found, slots[:, 0], slots[:, 1])
+
+  def _run_batches(
+    self,
+    examples: iterative.Examples,
+    state: iterative.State,
+    k: tf.Tensor,
+    steps: tf.Tensor,
+  ) -> iterative.State:
+    """Steps of each batch; its slots are neighbours. steps: int32 [_BATCHES]."""
+    after = []
+    for batch in range(_BATCHES):
+      slots = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
+      part = tf.nest.map_structure(operator.itemgetter(slots), (examples, state, k))
+      after.append(self._run_batch(*part, steps[batch]))
+    return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), *after)
 
   def _next(self, queue: collections.deque, found: Found) -> Optional[tuple[int, int]]:
     while queue:

@@ -57,7 +57,7 @@ class Evaluator:
     self,
     classifier: iterative.Classifier,
     attacks: Mapping[str, Sequence[iterative.Iterative]],
-    batch_size: int = 64,
+    batch_size: int = 32,
     seed: int = 0,
   ):
     """Makes the evaluation of a classifier; graphs are traced at its first call.
@@ -66,7 +66,8 @@ class Evaluator:
       classifier: any callable from images [B, H, W, C] to logits [B, classes].
       attacks: sequences of attacks by name (`attacks.make_attacks`); in a sequence each
         attack gets the examples that those before it did not break.
-      batch_size: examples in a batch. Outcomes may depend on it, by rounding.
+      batch_size: examples in a batch, of which two are attacked side by side. Outcomes
+        may depend on it, by rounding.
       seed: of all random numbers.
     """
     # Of an object tf.function would take over the attributes, in place of its own.
