@@ -359,7 +359,7 @@ stronger; the peers' PGD and APGD return their last point, ours the best). The t
 the last row, one after the other on {figures["timed_images"]} images, took
 ours {figures["autoattack_seconds"]:.0f} s and the peer's
 {figures["autoattack_peer_seconds"]:.0f} s: {figures["autoattack_speedup"]:.1f} times as
-fast.
+fast ({figures["timed_on"]}).
 
 {table(rows)}"""
 

@@ -18,9 +18,9 @@ import tensorflow as tf
 from dat_tf import hashing
 from dat_tf.attacks import iterative
 
-# Steps between two looks at what is broken: a look costs time, and a step of an example
-# that need not be attacked any more is lost.
-_STEPS_PER_CALL = 4
+# Steps between two looks at what is broken, at least, and looks in a round at most: a
+# look costs time, and a step of an example that need not be attacked any more is lost.
+_STEPS_PER_CALL, _LOOKS = 4, 100
 
 # Batches that are attacked side by side in one graph: what one of them does on a single
 # core leaves the others to the other batch.
@@ -82,6 +82,7 @@ class Runner:
   def run(self, portion: Portion, indices: np.ndarray) -> Found:
     """Attacks the examples of these indices."""
     attack, count = self._attack, _BATCHES * self._batch_size
+    steps_per_call = max(_STEPS_PER_CALL, attack.num_steps // _LOOKS)
     found = Found(
       np.full(len(portion.images), np.inf, np.float32),
       np.full(len(portion.images), -1, np.int32),
@@ -111,7 +112,7 @@ class Runner:
           state, fresh = attack.start(examples), np.ones_like(fresh)
         state = self._refill(examples, state, tf.constant(fresh))
       k[~busy] = 0  # idle: whatever it computes is not looked at
-      steps = min(_STEPS_PER_CALL, attack.num_steps - k.max())
+      steps = min(steps_per_call, attack.num_steps - k.max())
       # A batch without work takes none.
       each = np.where(busy.reshape(_BATCHES, -1).any(axis=1), steps, 0).astype(np.int32)
       state = self._steps(examples, state, tf.constant(k), tf.constant(each))
