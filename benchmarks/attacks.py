@@ -13,9 +13,9 @@ the mean counts; compilation included. Accuracy: each attack alone, on the image
 follow. Each may be measured without the other (--images=0, --timed_images=0), whose
 figures then stay in --json as they are.
 
-Ours and the official APGD tell of the best point that they met, the peers' APGD and PGD
-of the last; ART's targeted APGD climbs the untargeted DLR with the target for its label,
-its Square stretches the official schedule of windows over all queries.
+Ours and the official APGD tell of the best point that they met, the peers' APGD and
+PGD of the last; ART's targeted APGD climbs the untargeted DLR with the target for its
+label, its Square stretches the official schedule of windows over all queries.
 
 JSON keys:
   ATTACK_minus_peer_points       robust accuracy of ours less the peer's, in points, for
