@@ -37,6 +37,15 @@ def _l1_norm(x: tf.Tensor) -> tf.Tensor:
   return tf.reduce_sum(tf.abs(x), axis=[1, 2, 3], keepdims=True)
 
 
+def _numbers(direction: tf.Tensor) -> tf.Tensor:
+  """Zero where it is not a number.
+
+  A network that has diverged has such a gradient. That is no defect of the attack: it
+  takes no step, and training tells of the loss.
+  """
+  return tf.where(tf.math.is_nan(direction), 0.0, direction)
+
+
 def signs(keys: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
   """float32 [B, *shape]: -1 or 1, each as likely."""
   return tf.where(hashing.uniform(keys, shape) < 0.5, -1.0, 1.0)
@@ -59,7 +68,7 @@ class LInfinity:
 
   def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
     """The direction of norm 1 along which a linear function grows fastest."""
-    return tf.sign(gradient)
+    return _numbers(tf.sign(gradient))
 
   def project(self, images: tf.Tensor, moved: tf.Tensor) -> tf.Tensor:
     """The point in the ball around `images`, and in [0, 1], nearest to `moved`."""
@@ -105,7 +114,7 @@ class L2:
     """
     largest = tf.reduce_max(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
     scaled = tf.math.divide_no_nan(gradient, largest)
-    return tf.math.divide_no_nan(scaled, _l2_norm(scaled))
+    return _numbers(tf.math.divide_no_nan(scaled, _l2_norm(scaled)))
 
   def project(self, images: tf.Tensor, moved: tf.Tensor) -> tf.Tensor:
     """A point in the ball around `images`, and in [0, 1], near `moved`.

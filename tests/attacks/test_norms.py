@@ -1,4 +1,4 @@
-"""Tests of the l1 ball, against a projection and counts written in NumPy."""
+"""Tests of the balls; of the l1 ball against a projection and counts in NumPy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf import hashing
-from dat_tf.attacks import L1, PGD
+from dat_tf.attacks import L1, L2, PGD, LInfinity
 
 
 def numpy_projection(image, moved, radius):
@@ -25,6 +25,18 @@ def numpy_projection(image, moved, radius):
     middle = (low + high) / 2
     low, high = (middle, high) if shrunk(middle).sum() > radius else (low, middle)
   return image + np.sign(delta) * shrunk(high)
+
+
+class DivergedTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(LInfinity(0.1), L2(1.0), L1(2.0))
+  def test_a_gradient_that_is_no_number_leads_nowhere(self, ball):
+    # Also where the processor's maximum of a number and none is none.
+    images = np.random.default_rng(0).uniform(size=(2, 4, 5, 3)).astype("f4")
+    gradient = np.ones_like(images)
+    gradient[0] = np.nan
+    direction = ball.steepest(tf.constant(gradient)).numpy()
+    self.assertAllEqual(direction[0], np.zeros((4, 5, 3)))
+    self.assertGreater(direction[1].min(), 0)
 
 
 class L1Test(tf.test.TestCase, parameterized.TestCase):
