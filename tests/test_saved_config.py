@@ -125,6 +125,13 @@ class SavedTest(ConfigCase):
     with self.assertRaisesRegex(UserError, "this run has no --train_data"):
       config_lib.check_against_saved(config)
 
+  def test_another_ball_is_for_the_export(self):
+    self.save()
+    for other in ({"norm": "l2"}, {"epsilon": 1}):
+      config = parse(model_dir=self.model_dir, mode="evaluate", **other)
+      with self.assertRaisesRegex(UserError, f"--model_path={self.model_dir}/export "):
+        config_lib.check_against_saved(config)
+
   def test_what_is_labelled_now_was_not_trained_on(self):
     self.save()
     config = parse(model_dir=self.model_dir, unlabeled_data="u-*")

@@ -118,5 +118,5 @@ def make_attacks(
     step_size = step_size or ball.epsilon / steps
     return (Ascent(ball, step_size, steps, momentum=momentum, random_start=False),)
   known = [*_SUITES, "jsma", *_L2_ONLY, *_EXAMPLES]
-  nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
+  nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.3) or known
   raise UserError(f"No attack is called {name}; the nearest are {', '.join(nearest)}.")

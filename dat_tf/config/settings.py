@@ -254,9 +254,12 @@ def check_against_saved(config: Any) -> None:
   for name in sorted(_names(config) - free):
     if saved[name].value != config[name].value:
       was, now = (v[name].serialize() or f"no --{name}" for v in (saved, config))
+      way = f"start from --flagfile={config.model_dir}/config.flags, or choose another"
+      if config.mode == "evaluate" and name in ("norm", "epsilon"):
+        way = f"give --model_path={config.model_dir}/export and another"
       raise UserError(
-        f"{config.model_dir} was written with {was}, this run has {now}: start from "
-        f"--flagfile={config.model_dir}/config.flags, or choose another --model_dir."
+        f"{config.model_dir} was written with {was}, this run has {now}: {way} "
+        "--model_dir."
       )
 
 

@@ -15,11 +15,14 @@ import numpy as np
 from dat_tf.attacks import TRANSFER
 from dat_tf.evaluation import outcomes
 from dat_tf.evaluation.outcomes import Rows
+from dat_tf.evaluation.prober import PGD_STEPS
 
 Warnings = list[dict[str, str]]
 
 # Shares of the images that may be otherwise without a warning.
 _FEW = 0.01
+# A second PGD from other random points breaks some images that the first did not.
+_SOME = 0.05
 # AutoAttack's: of the examples that Square breaks after the others.
 _SQUARE = 0.002
 # AutoAttack's: of the logits' norm. A GPU that adds in another order stays below it.
@@ -90,6 +93,7 @@ def from_outcomes(
   found: dict[str, str] = {}
   chance = 1.0 / num_classes
   by_black_box, by_others, others = [], [], False
+  by_pgd_alone = []
   for name, rows in tables.items():
     sequence = list(rows["sequence"])
     broken = ~outcomes.robust(rows)
@@ -113,12 +117,20 @@ def from_outcomes(
       _, ours, theirs = np.intersect1d(
         rows["example_id"], probes["example_id"], return_indices=True
       )
+      by_pgd_alone.append(probes["pgd_broken"][theirs] & ~broken[ours])
       stronger = (probes["noise_broken"][theirs] & ~broken[ours]).sum()
       if stronger > _FEW * max(len(ours), 1):
         found[f"{name}_weaker_than_noise"] = (
           f"random noise breaks {stronger} of {len(ours)} images that withstand "
           f"{name}. It is too weak an attack to tell of robustness"
         )
+  if by_pgd_alone:
+    stronger = np.all(by_pgd_alone, axis=0)
+    if stronger.sum() > _SOME * len(stronger):
+      found["pgd_is_stronger"] = (
+        f"PGD with {PGD_STEPS} steps breaks {stronger.sum()} of {len(stronger)} images "
+        f"that withstand {', '.join(tables)}. Evaluate a stronger attack: autoattack"
+      )
   only = int((np.any(by_black_box, axis=0) & ~np.any(by_others, axis=0)).sum())
   count = len(by_black_box[0]) if by_black_box else 0
   if others and only > max(1, _SQUARE * count):

@@ -220,14 +220,23 @@ class FromOutcomesTest(tf.test.TestCase):
   def test_noise_breaks_what_an_attack_does_not(self):
     broken = np.arange(200) < 5
     noise = {"example_id": np.arange(200), "noise_broken": broken, "chance": 0.1}
+    noise["pgd_broken"] = np.zeros(200, bool)
     weak, strong = table(["fgsm"], [0]), table(["pgd-5"], [0] * 5)
     self.assertEqual(
       self.warned(noise, fgsm=weak, pgd=strong), {"fgsm_weaker_than_noise"}
     )
 
+  def test_pgd_breaks_what_withstands_all_attacks(self):
+    ids, none = np.arange(200), np.zeros(200, bool)
+    probes = {"example_id": ids, "noise_broken": none, "pgd_broken": ids < 31}
+    few, more = table(["fgsm"], [0] * 20), table(["deepfool"], [0] * 21)
+    self.assertEqual(self.warned(probes, fgsm=few), {"pgd_is_stronger"})
+    self.assertEqual(self.warned(probes, deepfool=more), set())
+    self.assertEqual(self.warned(probes, fgsm=few, deepfool=more), set())
+
   def test_a_model_that_guesses(self):
-    rows, noise = table(["pgd-5"], []), np.zeros(1000, bool)
-    probes = {"example_id": np.arange(1000), "noise_broken": noise, "chance": 0.1}
+    rows, none = table(["pgd-5"], []), np.zeros(1000, bool)
+    probes = {"example_id": np.arange(1000), "noise_broken": none, "pgd_broken": none}
     for wrong, expected in ((882, {"no_better_than_chance"}), (880, set())):
       # Two standard deviations above 10 % are 11.9 %.
       rows["prediction"] = rows["adversarial_prediction"] = np.arange(1000) < wrong

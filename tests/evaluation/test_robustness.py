@@ -180,6 +180,7 @@ class EvaluatorTest(LinearTestCase):
     ("pgd20", "pgd-20"),
     ("cw", "cw-l2"),
     ("pgd-0", "pgd-20"),
+    ("FGSM", "fgsm"),
   )
   def test_an_unknown_name_is_answered_with_the_nearest(self, name, nearest):
     with self.assertRaisesRegex(UserError, f"No attack is called {name};.*{nearest}"):
