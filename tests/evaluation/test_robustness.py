@@ -298,7 +298,7 @@ class LinearTest(LinearTestCase):
   def test_eot_sees_through_random_outputs(self):
     """The gradient of one call points anywhere; the mean of many points the way."""
     linear, epsilon = self.two, self.two.epsilon(L2)
-    noise = 30.0 * np.random.default_rng(0).normal(size=(4096, 25)).astype("f4")
+    noise = 10.0 * np.random.default_rng(0).normal(size=(4096, 25)).astype("f4")
 
     def noisy(images):
       flat = tf.reshape(images, [-1, np.prod(SHAPE)])
@@ -315,7 +315,7 @@ class LinearTest(LinearTestCase):
       evaluator = Evaluator(noisy, {"attack": (attack,)}, batch_size=8)
       outcome = evaluator(linear.images, linear.labels, linear.ids)[1]["attack"]
       broken[samples] = outcome.broken.sum()
-    self.assertGreater(broken[20], broken[1])
+    self.assertGreater(broken[20], 2 * broken[1])
 
   def test_a_transfer_attack_aims_by_the_logits_of_the_source(self):
     class Spy:
