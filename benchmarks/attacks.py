@@ -26,7 +26,7 @@ JSON keys:
                                  square
   autoattack_speedup             peer's seconds over ours
   images, timed_images           how many
-  timed_on                       the machine that the time was measured on
+  machine, timed_on              where accuracy and time were measured
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def measure_accuracy(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """The table's rows and the figures of accuracy."""
   peers = run_peers("accuracy", ATTACKS, images, labels)
-  rows, figures = [], {"images": len(images)}
+  rows: list[dict[str, Any]] = []
+  figures: dict[str, Any] = {"images": len(images), "machine": common.machine()}
   found: dict[str, np.ndarray] = {}
   for key, (name, ball) in ATTACKS.items():
     mine, theirs = ours.norms([key], images, labels), np.array(peers["norms"][key])

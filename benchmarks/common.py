@@ -23,14 +23,17 @@ JSON = flags.DEFINE_string("json", None, "File that the figures are written to."
 def report(
   rows: Sequence[dict[str, Any]], figures: dict[str, Any], note: str = ""
 ) -> None:
-  """Prints rows as a table and writes the figures, with the machine, to --json."""
+  """Prints rows as a table and writes the figures to --json, with the machine.
+
+  Figures that were measured elsewhere bring their own `machine`.
+  """
   print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g"))
   if note:
     print(note)
   if JSON.value:
     os.makedirs(os.path.dirname(os.path.abspath(JSON.value)), exist_ok=True)
     with open(JSON.value, "w", encoding="utf-8") as file:
-      json.dump({**figures, "machine": machine()}, file, indent=2)
+      json.dump({"machine": machine(), **figures}, file, indent=2)
       file.write("\n")
 
 
