@@ -91,6 +91,25 @@ class QuietTest(unittest.TestCase):
     self.assertEqual(os.listdir("/proc/self/fd"), before)
 
 
+class EnvironmentTest(unittest.TestCase):
+  def of_import(self, name, **environment):
+    """The value of an environment variable once dat_tf is imported."""
+    code = f"import dat_tf, os; print(os.environ['{name}'])"
+    others = {key: value for key, value in os.environ.items() if key != name}
+    return subprocess.run(
+      [sys.executable, "-c", code],
+      env={**others, "PYTHONPATH": str(ROOT), **environment},
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+
+  def test_one_dnn_is_on_unless_the_user_turns_it_off(self):
+    name = "TF_ENABLE_ONEDNN_OPTS"
+    self.assertEqual(self.of_import(name), "1")
+    self.assertEqual(self.of_import(name, **{name: "0"}), "0")
+
+
 class ScriptTest(unittest.TestCase):
   def run_script(self, *arguments):
     """Runs a script that adds two numbers, with a flag for each way to fail."""
