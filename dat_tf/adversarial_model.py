@@ -184,19 +184,27 @@ class AdversarialModel(tf.keras.Model):
       attack_and_differentiate = tf.function(attack_and_differentiate, jit_compile=True)
     if self._accumulation == 1:
       return attack_and_differentiate(batch)[:3]
-    results: list[Pass] = []
+    losses: list[tf.Tensor] = []
+    evaluated: list[Evaluated] = []
+    gradients: list[tf.Tensor] = []
     parts = batch.parts(self._accumulation)
     for part in parts:
       # A part waits for the one before: otherwise all would be in memory together.
-      with tf.control_dependencies(results[-1].gradients if results else []):
+      with tf.control_dependencies(gradients):
         part = part._replace(images=tf.identity(part.images))
-        results.append(attack_and_differentiate(part))
-    losses, evaluated, gradients, _ = zip(*results)
+        done = attack_and_differentiate(part)
+      losses.append(done.loss)
+      evaluated.append(done.evaluated)
+      gradients = (
+        [total + term for total, term in zip(gradients, done.gradients)]
+        if gradients
+        else done.gradients
+      )
     share = parts[0].size / batch.size
     return (
       tf.add_n(losses),
       Evaluated(*(tf.concat(tensors, axis=0) for tensors in zip(*evaluated))),
-      [share * tf.add_n(terms) for terms in zip(*gradients)],
+      [share * gradient for gradient in gradients],
     )
 
   def _attack_and_differentiate(self, batch: Batch) -> Pass:

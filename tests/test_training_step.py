@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+import textwrap
+import unittest
 
 import numpy as np
 import tensorflow as tf
@@ -84,6 +88,35 @@ class TrainStepTest(tf.test.TestCase, parameterized.TestCase):
     if size_known:
       with self.assertRaisesRegex(UserError, "12 images .* 5 equal parts"):
         self.train(attack, accumulation=5)
+
+  @unittest.skipUnless(sys.platform == "linux", "needs /proc")
+  def test_parts_are_not_in_memory_together(self):
+    code = """
+      import re, sys
+      from dat_tf.adversarial_model import AdversarialModel
+      from dat_tf.attacks import LInfinity, fgsm
+      from dat_tf.models.small_cnn import small_cnn
+      import tensorflow as tf
+
+      model = AdversarialModel(
+        small_cnn((28, 28, 1), 10), fgsm(LInfinity(0.1)), accumulation=int(sys.argv[1])
+      )
+      model.compile(optimizer=tf.keras.optimizers.legacy.SGD(0.1))
+      batch = tf.random.uniform((1024, 28, 28, 1)), tf.zeros(1024, tf.int64)
+
+      def peak():  # kB, of this program alone
+        return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+
+      before = peak()
+      model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+      print(peak() - before)
+    """
+
+    def growth(parts):
+      command = [sys.executable, "-c", textwrap.dedent(code), str(parts)]
+      return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    self.assertLess(growth(8), 0.5 * growth(1))
 
   @parameterized.parameters(True, False)
   def test_a_clipped_gradient_is_as_long_as_allowed(self, size_known):
