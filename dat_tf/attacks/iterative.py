@@ -20,8 +20,9 @@ from dat_tf.attacks import losses, norms
 
 Classifier = Callable[[tf.Tensor], tf.Tensor]
 
-# At least "adversarial", float32 [B, H, W, C], the best image so far, and "norm",
-# float32 [B], that of its perturbation, infinity until it fools the classifier.
+# At least "adversarial", float32 [B, H, W, C], the best image so far; "norm", float32
+# [B], that of its perturbation, infinity until it fools the classifier; and "k", int32
+# [B], the number of the next step.
 State = dict[str, tf.Tensor]
 
 
@@ -89,23 +90,30 @@ class Iterative(Protocol):
   def step(
     self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
   ) -> State:
-    """One step; k: int32 [B], the number of each example's step, from 0."""
+    """One step; k: int32 [B], the number of each example's step, from 0.
+
+    The next is k + 1, unless it gives a "k" of its own, having done more than one.
+    """
+
+
+def ended(attack: Iterative, norm: Any, k: Any) -> Any:
+  """Whether a round is over: bool [B], of a state's "norm" and "k"."""
+  return (norm <= attack.stop_norm) | (k >= attack.num_steps)
 
 
 def advanced(
-  attack: Iterative,
-  classifier: Classifier,
-  examples: Examples,
-  state: State,
-  k: tf.Tensor,
+  attack: Iterative, classifier: Classifier, examples: Examples, state: State
 ) -> State:
   """One step of an attack; what it found in a round that has ended stays."""
-  after = attack.step(classifier, examples, state, k)
-  ended = state["norm"] <= attack.stop_norm
+  over = ended(attack, state["norm"], state["k"])
+  k = tf.minimum(state["k"], attack.num_steps - 1)
+  own = {name: value for name, value in state.items() if name != "k"}
+  after = attack.step(classifier, examples, own, k)
   return {
+    "k": k + 1,
     **after,
-    "norm": tf.where(ended, state["norm"], after["norm"]),
-    "adversarial": select(ended, state["adversarial"], after["adversarial"]),
+    "norm": tf.where(over, state["norm"], after["norm"]),
+    "adversarial": select(over, state["adversarial"], after["adversarial"]),
   }
 
 
@@ -165,7 +173,6 @@ def run(
   classifier: Classifier,
   examples: Examples,
   state: State,
-  first: Optional[tf.Tensor] = None,
   steps: Optional[tf.Tensor] = None,
 ) -> State:
   """Some steps in a row.
@@ -175,16 +182,14 @@ def run(
     classifier: from images to logits.
     examples: what is attacked.
     state: the attack's.
-    first: int32 [B], the number of each example's next step; 0 unless given.
     steps: int32 [], how many; all unless given.
   """
-  first = tf.zeros_like(examples.rounds) if first is None else first
   steps = tf.constant(attack.num_steps) if steps is None else steps
   return tf.while_loop(
     lambda step, _: step < steps,
     lambda step, before: (
       step + 1,
-      advanced(attack, classifier, examples, before, first + step),
+      advanced(attack, classifier, examples, before),
     ),
     (tf.constant(0), state),
     parallel_iterations=1,
@@ -219,5 +224,10 @@ def smaller(
 
 
 def unfooled(images: tf.Tensor) -> State:
-  """The result before anything is found."""
-  return {"adversarial": images, "norm": tf.fill([tf.shape(images)[0]], float("inf"))}
+  """The state of all attacks before the first step, when nothing is found."""
+  count = tf.shape(images)[:1]
+  return {
+    "adversarial": images,
+    "norm": tf.fill(count, float("inf")),
+    "k": tf.zeros(count, tf.int32),
+  }

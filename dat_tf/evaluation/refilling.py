@@ -94,7 +94,7 @@ class Runner:
       (index, number) for number in range(rounds) for index in indices
     )
     slots = np.zeros((count, 2), np.int32)  # example, round
-    k = np.zeros(count, np.int32)
+    k = np.zeros(count, np.int32)  # the next step
     busy = np.zeros(count, bool)
     state: Optional[iterative.State] = None
     while True:
@@ -111,14 +111,12 @@ class Runner:
         if state is None:  # shapes only: all slots are overwritten
           state, fresh = attack.start(examples), np.ones_like(fresh)
         state = self._refill(examples, state, tf.constant(fresh))
-      k[~busy] = 0  # idle: whatever it computes is not looked at
-      steps = min(steps_per_call, attack.num_steps - k.max())
+      steps = min(steps_per_call, attack.num_steps - k[busy].max())
       # A batch without work takes none.
       each = np.where(busy.reshape(_BATCHES, -1).any(axis=1), steps, 0).astype(np.int32)
-      state = self._steps(examples, state, tf.constant(k), tf.constant(each))
-      k += steps
-      norm = state["norm"].numpy()
-      over = busy & ((norm <= attack.stop_norm) | (k >= attack.num_steps))
+      state = self._steps(examples, state, tf.constant(each))
+      norm, k = state["norm"].numpy(), state["k"].numpy().copy()
+      over = busy & iterative.ended(attack, norm, k)
       if over.any():
         self._keep(found, slots, state, norm, np.flatnonzero(over))
         busy &= ~over
@@ -126,17 +124,13 @@ class Runner:
         busy &= ~self._is_settled(found, slots[:, 0], slots[:, 1])
 
   def _run_batches(
-    self,
-    examples: iterative.Examples,
-    state: iterative.State,
-    k: tf.Tensor,
-    steps: tf.Tensor,
+    self, examples: iterative.Examples, state: iterative.State, steps: tf.Tensor
   ) -> iterative.State:
     """Steps of each batch; its slots are neighbours. steps: int32 [_BATCHES]."""
     after = []
     for batch in range(_BATCHES):
       slots = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
-      part = tf.nest.map_structure(operator.itemgetter(slots), (examples, state, k))
+      part = tf.nest.map_structure(operator.itemgetter(slots), (examples, state))
       after.append(self._run_batch(*part, steps[batch]))
     return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), *after)
 

@@ -1,4 +1,4 @@
-"""Square's random search in l1 and l2 against a reference written in NumPy."""
+"""Square's random search against a reference in NumPy, and that it asks no more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf import hashing
-from dat_tf.attacks import L1, L2, norms, square
+from dat_tf.attacks import L1, L2, LInfinity, iterative, norms, square
 from dat_tf.attacks.iterative import Examples
 from dat_tf.attacks.square import Square
 
@@ -92,6 +92,34 @@ class SquareTest(tf.test.TestCase, parameterized.TestCase):
     changed = attack._changed(self.examples, tf.constant(best), steps)
     self.assertAllClose(changed, expected, atol=2e-5)
     self.assertNotAllClose(changed, best, atol=1e-2)
+
+  def test_what_is_known_is_not_asked_again(self):
+    class AsksAll(Square):
+      def _next(self, examples, best, k):
+        return {"candidate": self._changed(examples, best, k)}
+
+    weights = np.random.default_rng(2).normal(size=(np.prod(SHAPE), 3)).astype("f4")
+
+    def classifier(images):  # never fooled, so that all queries are made
+      logits = tf.reshape(images, [len(images), -1]) @ weights
+      return logits + [100.0, 0.0, 0.0]
+
+    results = {}
+    for kind in (Square, AsksAll):
+      attack = kind(LInfinity(0.1), steps=60, share=0.3)
+      state = attack.start(self.examples)
+      results[kind] = [state]
+      for _ in range(60):
+        state = iterative.advanced(attack, classifier, self.examples, state)
+        results[kind].append(state)
+    saving, asking = results.values()
+    saved = 0
+    for before, after in zip(saving, saving[1:]):
+      for i, k in enumerate(after["k"].numpy()):
+        same = asking[min(k, 60)]["adversarial"]
+        self.assertAllEqual(after["adversarial"][i], same[i])
+        saved += int(k - before["k"][i] == 2)
+    self.assertGreater(saved, 0)
 
   @parameterized.parameters(L1(4.0), L2(1.5))
   def test_the_start_is_tiled_with_hills_of_both_directions(self, ball):
