@@ -18,6 +18,7 @@ JSON keys, METHOD a flagfile's name:
   METHOD_seconds_per_epoch      of 118 steps of 128 images
   METHOD_time_over_at           of a step
   METHOD_epsilon, METHOD_norm   of the attacks in evaluation
+  METHOD_machine                where it was trained and evaluated
   autoattack_examples           how many images AutoAttack had
 """
 
@@ -88,6 +89,7 @@ def run(name: str) -> dict[str, Any]:
       "autoattack": robust["autoattack"],
       "pgd_50_there": robust["pgd-50"],
       "certified_accuracy": results.get("certified_accuracy"),
+      "machine": common.machine(),
     }
     with open(path, "w", encoding="utf-8") as file:
       json.dump(row, file)

@@ -306,6 +306,7 @@ loss falls from {figures["first_loss"]:.2f} to {figures["last_loss"]:.2f} in
 def methods(figures: dict[str, Any]) -> str:
   names = [key.removesuffix("_pgd_50") for key in figures if key.endswith("_pgd_50")]
   count = figures["autoattack_examples"]
+  trained_on: dict[str, list[str]] = {}
   columns = {
     "standard_accuracy": "clean",
     "pgd_50": "PGD-50",
@@ -323,6 +324,10 @@ def methods(figures: dict[str, Any]) -> str:
     row["s/epoch"] = f"{figures[f'{name}_seconds_per_epoch']:.1f}"
     row["time / AT"] = f"{figures[f'{name}_time_over_at']:.2f}"
     rows.append(row)
+    trained_on.setdefault(figures[f"{name}_machine"], []).append(name)
+  origins = [
+    f"{', '.join(trained)} on {machine}" for machine, trained in trained_on.items()
+  ]
   return f"""Fashion-MNIST, the first 15,000 training images, one worker, the same
 network (certified training: one without batch-norm) and number of steps, one seed;
 `flags/methods/METHOD.flags`. PGD-50 on 2,500 test images, and beside AutoAttack on the
@@ -330,7 +335,9 @@ first {count} of them. An epoch is 118 steps of 128 images; steps were timed in 
 as in the last epoch. `gradalign` is `fgsm_from_image` with a guard against its
 collapse; these two and `yopo` train on adversarial images alone.
 
-{table(rows)}"""
+{table(rows)}
+
+Trained and evaluated: {"; ".join(origins)}."""
 
 
 def attacks(figures: dict[str, Any]) -> str:
