@@ -97,9 +97,14 @@ class Evaluator:
       int32 [N], the class of each image as it is; the outcomes by name.
 
     Raises:
-      UserError: images are out of range, an attack needs more classes than the model
-        has, or logits are not finite.
+      UserError: there are more of one than of another, images are out of range, an
+        attack needs more classes than the model has, or logits are not finite.
     """
+    if not len(images) == len(labels) == len(example_ids):
+      raise UserError(
+        f"{len(images)} images, {len(labels)} labels and {len(example_ids)} "
+        "example_ids: an example has one of each."
+      )
     images = np.asarray(images, np.float32)
     if not (images.min() >= -_ROUNDING and images.max() <= 1.0 + _ROUNDING):
       raise UserError(

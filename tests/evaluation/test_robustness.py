@@ -140,6 +140,11 @@ class EvaluatorTest(LinearTestCase):
     with self.assertRaisesRegex(UserError, r"Pixels reach from .*\[0, 1\]"):
       evaluator(self.two.images, self.two.labels, self.two.ids)
 
+  def test_labels_of_other_images(self):
+    evaluator = Evaluator(self.two, {}, batch_size=8)
+    with self.assertRaisesRegex(UserError, "30 images, 29 labels and 30 example_ids"):
+      evaluator(self.two.images, self.two.labels[1:], self.two.ids)
+
   def test_all_names_make_attacks(self):
     names = ["fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20x2"]
     names += ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"]
