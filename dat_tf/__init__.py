@@ -18,11 +18,11 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 11):
   )
   raise SystemExit(2)
 
-# Both are read when TensorFlow is loaded; a value set by the user wins.
+# Read when TensorFlow is loaded; a value set by the user wins.
 
 # Level 1 hides TensorFlow's start-up chatter (INFO) and keeps its warnings.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 # TensorFlow uses oneDNN's kernels by itself on some processors only (those with AVX-512
-# VNNI or AMX); on others, too, they make convolutions and batch-norm faster.
+# VNNI or AMX); those with AVX2 gain by them too.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

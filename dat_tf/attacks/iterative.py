@@ -92,7 +92,8 @@ class Iterative(Protocol):
   ) -> State:
     """One step; k: int32 [B], the number of each example's step, from 0.
 
-    The next is k + 1, unless it gives a "k" of its own, having done more than one.
+    `state` is without "k": the next step is k + 1, unless the step gives a "k" of its
+    own, having done more than one.
     """
 
 

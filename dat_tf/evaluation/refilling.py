@@ -94,7 +94,7 @@ class Runner:
       (index, number) for number in range(rounds) for index in indices
     )
     slots = np.zeros((count, 2), np.int32)  # example, round
-    k = np.zeros(count, np.int32)  # the next step
+    k = np.zeros(count, np.int32)  # each slot's next step
     busy = np.zeros(count, bool)
     state: Optional[iterative.State] = None
     while True:
@@ -115,7 +115,7 @@ class Runner:
       # A batch without work takes none.
       each = np.where(busy.reshape(_BATCHES, -1).any(axis=1), steps, 0).astype(np.int32)
       state = self._steps(examples, state, tf.constant(each))
-      norm, k = state["norm"].numpy(), state["k"].numpy().copy()
+      norm, k = state["norm"].numpy(), np.array(state["k"])  # to be written to
       over = busy & iterative.ended(attack, norm, k)
       if over.any():
         self._keep(found, slots, state, norm, np.flatnonzero(over))
