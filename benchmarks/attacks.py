@@ -171,9 +171,11 @@ def main(argv: list[str]) -> None:
   del argv
   if not _PEER.value:
     raise UserError("--peer_python is required: what ours is compared with.")
+  if not _IMAGES.value and not _TIMED.value:
+    raise UserError("--images=0 --timed_images=0 leaves nothing to measure: give one.")
   images, labels = read_records(_DATA.value, _TIMED.value + _IMAGES.value)
   ours = Attacks(_MODEL.value)
-  figures, rows = _figures_there(), []
+  figures, rows = common.figures_there(), []
   if _TIMED.value:
     part = slice(_TIMED.value)
     figures |= measure_time(ours, images[part], labels[part])
@@ -185,13 +187,6 @@ def main(argv: list[str]) -> None:
   if "autoattack_speedup" in figures:
     note = f"{figures['autoattack_speedup']:.2f} times as fast as the peer"
   common.report(rows, figures, note)
-
-
-def _figures_there() -> dict[str, Any]:
-  if not common.JSON.value or not os.path.exists(common.JSON.value):
-    return {}
-  with open(common.JSON.value, encoding="utf-8") as file:
-    return json.load(file)
 
 
 def _row(

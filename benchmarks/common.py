@@ -37,6 +37,14 @@ def report(
       file.write("\n")
 
 
+def figures_there() -> dict[str, Any]:
+  """What --json holds of an earlier run; empty if nothing."""
+  if not JSON.value or not os.path.exists(JSON.value):
+    return {}
+  with open(JSON.value, encoding="utf-8") as file:
+    return json.load(file)
+
+
 def machine() -> str:
   """Processor, cores in use and memory."""
   name = platform.processor() or platform.machine()

@@ -19,6 +19,7 @@ JSON keys, METHOD a flagfile's name:
   METHOD_time_over_at           of a step
   METHOD_epsilon, METHOD_norm   of the attacks in evaluation
   METHOD_machine                where it was trained and evaluated
+  METHOD_row_seconds            of all of that, null if it was interrupted
   autoattack_examples           how many images AutoAttack had
 """
 
@@ -54,7 +55,9 @@ _WORK_DIR = flags.DEFINE_string(
 _EXAMPLES = flags.DEFINE_integer(
   "autoattack_examples", 150, "Test images for AutoAttack.", lower_bound=1
 )
-_ONLY = flags.DEFINE_list("only", [], "Methods to run; all unless given.")
+_ONLY = flags.DEFINE_list(
+  "only", [], "Methods to run, all unless given; the others' figures stay in --json."
+)
 
 STEPS = 118
 STEPS_A_TURN = 4
@@ -71,6 +74,7 @@ def run(name: str) -> dict[str, Any]:
   path = os.path.join(directory, f"row_{_EXAMPLES.value}.json")
   if not os.path.exists(path):
     print(f"\n{name}", flush=True)
+    started = None if os.path.exists(directory) else time.monotonic()
     settings = _settings(name)
     common.python("run_dat.py", *settings)
     results = _results(directory)
@@ -90,6 +94,7 @@ def run(name: str) -> dict[str, Any]:
       "pgd_50_there": robust["pgd-50"],
       "certified_accuracy": results.get("certified_accuracy"),
       "machine": common.machine(),
+      "row_seconds": started and time.monotonic() - started,
     }
     with open(path, "w", encoding="utf-8") as file:
       json.dump(row, file)
@@ -156,7 +161,8 @@ def main(argv: list[str]) -> None:
   del argv
   flagfiles = pathlib.Path(common.ROOT, "flags", "methods").glob("*.flags")
   names = _ONLY.value or sorted({path.stem for path in flagfiles} - {"common"})
-  figures: dict[str, Any] = {"autoattack_examples": _EXAMPLES.value}
+  figures = common.figures_there() if _ONLY.value else {}
+  figures["autoattack_examples"] = _EXAMPLES.value
   rows = []
   results = {name: run(name) for name in names}
   times = step_times(names)

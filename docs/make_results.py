@@ -328,6 +328,9 @@ def methods(figures: dict[str, Any]) -> str:
   origins = [
     f"{', '.join(trained)} on {machine}" for machine, trained in trained_on.items()
   ]
+  seconds = {name: figures.get(f"{name}_row_seconds") for name in names}
+  took = [f"{name} {value:.0f} s" for name, value in seconds.items() if value]
+  timed = f"\n\nWhole rows, timed: {', '.join(took)}." if took else ""
   return f"""Fashion-MNIST, the first 15,000 training images, one worker, the same
 network (certified training: one without batch-norm) and number of steps, one seed;
 `flags/methods/METHOD.flags`. PGD-50 on 2,500 test images, and beside AutoAttack on the
@@ -337,7 +340,7 @@ collapse; these two and `yopo` train on adversarial images alone.
 
 {table(rows)}
 
-Trained and evaluated: {"; ".join(origins)}."""
+Trained and evaluated: {"; ".join(origins)}.{timed}"""
 
 
 def attacks(figures: dict[str, Any]) -> str:
