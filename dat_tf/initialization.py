@@ -47,11 +47,14 @@ def source_model(
     tf.train.Checkpoint(classifier=model).restore(newest).expect_partial()
     return model
   try:
-    return tf.keras.models.load_model(
+    model = tf.keras.models.load_model(
       export if is_run else initialize_from, compile=False
     )
-  except (OSError, ValueError) as error:
+    if not isinstance(model, tf.keras.Model):
+      raise ValueError("a SavedModel that Keras did not write")
+  except Exception as error:  # a model's own layers may fail in any way
     raise UserError(
       f"--initialize_from={initialize_from} is neither a run's --model_dir nor a Keras "
       f"model ({one_line(error)}): give one of these, or imagenet."
     ) from None
+  return model

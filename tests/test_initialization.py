@@ -67,6 +67,21 @@ class SourceModelTest(tf.test.TestCase):
     for word in ("--initialize_from=", *words):
       self.assertIn(word, message)
 
+  def test_a_savedmodel_that_keras_did_not_write_is_refused(self):
+    module = tf.Module()
+    module.weight = tf.Variable(1.0)
+    path = os.path.join(self.model_dir, "module")
+    tf.saved_model.save(module, path)
+    self.assert_refused("Keras did not write", path=path)
+
+  def test_a_model_with_an_unknown_layer_is_refused(self):
+    class Unknown(tf.keras.layers.Layer):
+      pass
+
+    path = os.path.join(self.model_dir, "unknown.keras")
+    tf.keras.Sequential([tf.keras.Input((2,)), Unknown()]).save(path)
+    self.assert_refused("Unknown", path=path)
+
   def test_a_runs_export_goes_before_its_checkpoint(self):
     exported = self.dense()
     self.write_run(self.network(2))

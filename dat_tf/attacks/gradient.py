@@ -24,7 +24,7 @@ class PGD:
   `project` leads back into the ball around x and into [0, 1].
 
   Attributes:
-    ball: `norms.LInfinity` or `norms.L2`.
+    ball: `norms.LInfinity`, `norms.L2` or `norms.L1`.
     step_size: length of a step in the ball's norm, pixel units, greater than 0.
     steps: K, number of gradient steps, at least 1.
     random_start: whether to start at a random point of the ball, or at x.

@@ -67,10 +67,17 @@ def freeze_backbone(model: tf.keras.Model) -> None:
 
 
 def layer_rate_factors(model: tf.keras.Model, decay: float) -> dict[str, float]:
-  """decay^n for the variables of the n-th layer below the last, by their names."""
-  layers = reversed(list(layers_with_weights(model)))
-  return {
-    variable.name: decay**depth
-    for depth, layer in enumerate(layers)
-    for variable in layer.trainable_weights
-  }
+  """decay^n for the variables of the n-th layer below the last, by their names.
+
+  Raises:
+    UserError: variables of different layers have one name.
+  """
+  factors: dict[str, float] = {}
+  for depth, layer in enumerate(reversed(list(layers_with_weights(model)))):
+    for variable in layer.trainable_weights:
+      if factors.setdefault(variable.name, decay**depth) != decay**depth:
+        raise UserError(
+          f"--layer_decay tells layers apart by the names of their weights, and two "
+          f"have {variable.name}: give the network's layers different names."
+        )
+  return factors

@@ -254,6 +254,15 @@ class TrainTest(TransferTest):
     for mine, theirs in zip(classifier.get_weights()[-2:], before[-2:]):
       self.assertNotAllClose(mine, theirs)
 
+  def test_layers_of_one_name_are_refused(self):
+    def inner(name):
+      layer = tf.keras.layers.Dense(2, name="same")
+      return tf.keras.Sequential([tf.keras.Input((2,)), layer], name=name)
+
+    model = tf.keras.Sequential([tf.keras.Input((2,)), inner("a"), inner("b")])
+    with self.assertRaisesRegex(UserError, "same/kernel:0"):
+      transfer.layer_rate_factors(model, 0.5)
+
   def test_factors_by_depth(self):
     self.assertEqual(
       transfer.layer_rate_factors(network(), 0.5),
