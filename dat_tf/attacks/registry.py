@@ -61,7 +61,6 @@ TRANSFER = "transfer-"
 def make_attacks(
   name: str,
   ball: norms.Ball,
-  step_size: Optional[float] = None,
   source: Optional[Classifier] = None,
 ) -> tuple[Iterative, ...]:
   """The attacks that a name stands for, for `evaluation.Evaluator`.
@@ -71,11 +70,10 @@ def make_attacks(
       and `autoattack-rand`; `deepfool`; `jsma` in l1 and l2; `ddn`, `cw-l2`, `l-bfgs`
       in l2; `fgsm`; with K steps, or K from each of R random starts, `pgd-K`,
       `pgd-KxR`, `cw-pgd-K`, `cw-pgd-KxR` (on the margin); from the image itself
-      `bim-K` and `mi-fgsm-K` (with momentum). Any of them after `transfer-` is made
-      on `source`.
+      `bim-K` and `mi-fgsm-K` (with momentum). A step is 2.5 epsilon / K long with a
+      random start, epsilon / K without. Any of them after `transfer-` is made on
+      `source`.
     ball: the allowed perturbations.
-    step_size: of the attacks with K steps; unless given 2.5 epsilon / K with a random
-      start, epsilon / K without.
     source: of transfer attacks, from images to logits of the same classes.
 
   Returns:
@@ -89,7 +87,7 @@ def make_attacks(
       raise UserError(
         f"The attack {name} is made on another model: name it by --source_model_path."
       )
-    attacks = make_attacks(name.removeprefix(TRANSFER), ball, step_size)
+    attacks = make_attacks(name.removeprefix(TRANSFER), ball)
     return tuple(Transfer(attack, source) for attack in attacks)
   if name in _SUITES:
     return _SUITES[name](ball)
@@ -109,13 +107,13 @@ def make_attacks(
   match = _STEPPED.fullmatch(name)
   if match:
     kind, steps, restarts = match[1], int(match[2]), int(match[3] or 1)
-    step_size = step_size or 2.5 * ball.epsilon / steps
+    step_size = 2.5 * ball.epsilon / steps
     loss = losses.margin if kind == "cw-pgd" else cross_entropy
     return (Ascent(ball, step_size, steps, restarts, loss=loss),)
   match = _FROM_THE_IMAGE.fullmatch(name)
   if match:
     steps, momentum = int(match[2]), 1.0 if match[1] == "mi-fgsm" else 0.0
-    step_size = step_size or ball.epsilon / steps
+    step_size = ball.epsilon / steps
     return (Ascent(ball, step_size, steps, momentum=momentum, random_start=False),)
   known = [*_SUITES, "jsma", *_L2_ONLY, *_EXAMPLES]
   nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.3) or known

@@ -13,13 +13,18 @@ from absl.testing import parameterized
 
 from dat_tf.attacks import L1, L2, LInfinity, losses, make_attacks
 from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.ascent import Ascent
+from dat_tf.attacks.ddn import DDN
+from dat_tf.attacks.deepfool import DeepFool
+from dat_tf.attacks.fab import FAB
 from dat_tf.attacks.iterative import Examples
 from dat_tf.attacks.jsma import JSMA
-from dat_tf.attacks.penalized import CarliniWagner
+from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.square import Square
 from dat_tf.attacks.transfer import Transfer
 from dat_tf.errors import UserError
 from dat_tf.evaluation import Evaluator
+from dat_tf.objectives.losses import cross_entropy
 
 SHAPE = (5, 5, 1)
 CLASSES = 5
@@ -162,13 +167,57 @@ class EvaluatorTest(LinearTestCase):
       with self.assertRaisesRegex(UserError, "l2 norm"):
         make_attacks(name, LInfinity(0.1))
 
-  def test_autoattack_has_the_official_budgets(self):
+  def test_what_each_name_stands_for(self):
+    linf, l2 = LInfinity(0.1), L2(1.0)
+
+    def ascent(step_size, steps, restarts, momentum, start, loss):
+      return (Ascent(linf, step_size, steps, restarts, momentum, start, loss),)
+
+    ce, margin = cross_entropy, losses.margin
+    for name, expected in {
+      "fgsm": ascent(0.1, 1, 1, 0.0, False, ce),
+      "pgd-50x10": ascent(2.5 * 0.1 / 50, 50, 10, 0.0, True, ce),
+      "cw-pgd-20": ascent(2.5 * 0.1 / 20, 20, 1, 0.0, True, margin),
+      "bim-10": ascent(0.1 / 10, 10, 1, 0.0, False, ce),
+      "mi-fgsm-10": ascent(0.1 / 10, 10, 1, 1.0, False, ce),
+      "apgd-ce": (APGD(linf, ce, 100, 1, 0, 1),),
+      "apgd-dlr": (APGD(linf, losses.dlr, 100, 1, 0, 1),),
+      "apgd-t": (APGD(linf, losses.targeted_dlr, 100, 1, 9, 1),),
+      "fab-t": (FAB(linf, 100, 9, True),),
+      "square": (Square(linf, 5000, 1, 0.8),),
+      "autoattack-rand": (
+        APGD(linf, ce, 100, 1, 0, 20),
+        APGD(linf, losses.dlr, 100, 1, 0, 20),
+      ),
+      "deepfool": (DeepFool(linf, 50, 10),),
+    }.items():
+      self.assertEqual(make_attacks(name, linf), expected, name)
+    for name, expected in {
+      "ddn": DDN(l2, steps=100, change=0.05, first_radius=1.0),
+      "cw-l2": CarliniWagner(
+        l2, steps=1000, weights=9, learning_rate=0.01, first_weight=1e-3
+      ),
+      "l-bfgs": LBFGS(l2, steps=60, weights=12, first_weight=1e-2, memory=5),
+      "jsma": JSMA(l2, steps=39, targets=9),
+    }.items():
+      self.assertEqual(make_attacks(name, l2), (expected,), name)
+
+  def test_autoattack_has_the_official_order_and_budgets(self):
     for ball, restarts, targets in (
       (LInfinity(0.1), 1, 9),
       (L2(1.0), 1, 9),
       (L1(9.0), 5, 5),
     ):
-      first, second, third, fourth = make_attacks("autoattack", ball)
+      first, second, third, fourth = attacks = make_attacks("autoattack", ball)
+      self.assertEqual(
+        attacks,
+        (
+          APGD(ball, cross_entropy, restarts=restarts),
+          APGD(ball, losses.targeted_dlr, targets=targets),
+          FAB(ball, minimal=False),
+          Square(ball),
+        ),
+      )
       self.assertEqual(
         [a.num_rounds(10) for a in (first, second, third, fourth)],
         [restarts, targets, 9, 1],
@@ -177,8 +226,6 @@ class EvaluatorTest(LinearTestCase):
         [first.steps, second.steps, third.steps, fourth.steps], [100, 100, 100, 5000]
       )
       self.assertEqual(second.num_rounds(4), 3)
-    ce, dlr = make_attacks("autoattack-rand", LInfinity(0.1))
-    self.assertEqual((ce.samples, dlr.samples), (20, 20))
 
   @parameterized.parameters(
     ("autoatack", "autoattack"),
