@@ -28,7 +28,7 @@ from dat_tf.data import writing
 
 
 class QuantizedTest(ProgramCase):
-  """Runs whose gradients do not travel in float32."""
+  """Runs whose gradients do not travel in float32, one with averaged weights."""
 
   @classmethod
   def setUpClass(cls):
@@ -36,10 +36,16 @@ class QuantizedTest(ProgramCase):
     fast = {**cls.flags, "mode": "train", "pictures": 0, "decay": "constant"}
     feedback = {"all_reduce": "two_sided", "bits": 2, "error_feedback": True}
     feedback["full_precision_below"] = 0
+    average = {"weight_average": "exponential", "average_decay": 0.5}
     runs = {
       "feedback": {**fast, **feedback},
       "auto": {**fast, "all_reduce": "auto", "bits": 4},
-      "fp16": {**fast, "all_reduce": "fp16", "full_precision_names": "logits"},
+      "fp16": {
+        **fast,
+        **average,
+        "all_reduce": "fp16",
+        "full_precision_names": "logits",
+      },
     }
     for name in runs:
       runs[name]["model_dir"] = cls.folder / name
@@ -70,6 +76,22 @@ class QuantizedTest(ProgramCase):
     reader = tf.train.load_checkpoint(str(self.folder / "feedback/checkpoints"))
     for name in lost:
       self.assertGreater(np.abs(reader.get_tensor(name)).max(), 0)
+
+  def test_the_average_is_what_is_exported(self):
+    folder = self.folder / "fp16"
+    reader = tf.train.load_checkpoint(str(folder / "checkpoints"))
+    model = tf.keras.models.load_model(str(folder / "export"), compile=False)
+    for i, weight in enumerate(model.weights):
+      stored = f"average/_averages/{i}/.ATTRIBUTES/VARIABLE_VALUE"
+      self.assertAllClose(weight, reader.get_tensor(stored))
+    trained = [
+      reader.get_tensor(name)
+      for name, shape in reader.get_variable_to_shape_map().items()
+      if "_averages/" not in name and "OPTIMIZER_SLOT" not in name
+      if shape == list(model.layers[-1].kernel.shape)
+    ]
+    self.assertLen(trained, 1)
+    self.assertNotAllClose(trained[0], model.layers[-1].kernel)
 
   def test_auto_says_what_it_chose(self):
     figure = r"(\d\S*) ms"
