@@ -25,7 +25,7 @@ JSON keys:
   autoattack_minus_peer_points   the same, of images that withstand apgd_ce, apgd_t and
                                  square
   autoattack_speedup             peer's seconds over ours
-  autoattack_seconds, autoattack_peer_seconds    the two
+  autoattack_seconds, autoattack_peer_seconds    ours, the peer's
   images, timed_images           how many
   machine, timed_on              where accuracy and time were measured
 """

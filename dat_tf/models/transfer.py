@@ -77,7 +77,7 @@ def layer_rate_factors(model: tf.keras.Model, decay: float) -> dict[str, float]:
     for variable in layer.trainable_weights:
       if factors.setdefault(variable.name, decay**depth) != decay**depth:
         raise UserError(
-          f"--layer_decay tells layers apart by the names of their weights, and two "
+          "--layer_decay tells layers apart by the names of their weights, and two "
           f"have {variable.name}: give the network's layers different names."
         )
   return factors
