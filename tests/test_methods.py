@@ -67,7 +67,10 @@ class PairsTest(parameterized.TestCase):
       "gradient_alignment",
       {"objective": "cure", "attack": "none", "gradient_alignment": 1},
     ),
+    ("gradient_alignment", {"attack": "none", "gradient_alignment": 1}),
     ("gradient_alignment", {"attack": "yopo", "gradient_alignment": 1}),
+    ("mixing", {**IBP, "epsilon_growing_epochs": 1, "mixing": "mixup"}),
+    ("attack_steps", {"attack": "yopo", "attack_steps": 1}),
     ("norm", {"objective": "ibp", "attack": "none", "norm": "l2"}),
     (
       "precision",

@@ -118,11 +118,14 @@ class YOPO(Interleaved):
       delta <- project(delta + step_size * steepest(grad by delta of H))    n times
       H = p . f0(x + delta), p constant, the Hamiltonian of the first layer
 
-  m times over, from a random start; the weights' gradient is the mean of those of the m
-  full passes, each at the images that it starts from. Zhang et al., "You only propagate
-  once: accelerating adversarial training via maximal principle", NeurIPS 2019. (They
-  sum where this takes the mean, and divide the learning rate by m. Their program gives
-  the first layer an optimizer of its own, and gradients of H at the moved images too.)
+  m times over, from a random start. The weights' gradient is the mean over the m full
+  passes, each at the images that it starts from; the first layer's has also the mean of
+  H's, at the images that each pass ends with. So the m-th pass starts from m - 1 rounds
+  of the attack, and the last round reaches the first layer alone.
+
+  Zhang et al., "You only propagate once: accelerating adversarial training via maximal
+  principle", NeurIPS 2019, as their program has it, which sums where this takes the
+  mean, divides the learning rate by m, and gives the first layer its own optimizer.
   """
 
   def __init__(
@@ -139,7 +142,8 @@ class YOPO(Interleaved):
       classifier: the Keras model that is trained.
       ball: the allowed perturbations.
       step_size: length of a step in the ball's norm, pixel units, greater than 0.
-      passes: m, full passes a step, at least 1; 5 is theirs.
+      passes: m, full passes a step; 5 is theirs. With 1 the layers above the first
+        see no image but the random starts.
       inner_steps: n, steps of the attack a pass, at least 1; 3 is theirs.
 
     Raises:
@@ -152,7 +156,7 @@ class YOPO(Interleaved):
 
   def train(self, differentiate: Differentiate, batch: Batch) -> Pass:
     adversarial = self._ball.random_start(batch.keys, batch.images)
-    results = []
+    results, gradients = [], []
     for _ in range(self._passes):
       adversarial = norms.checked(self._ball, batch.images, adversarial)
       recorded = _Recorded(self._classifier, self._first, self._rest)
@@ -164,19 +168,33 @@ class YOPO(Interleaved):
       p = tf.stop_gradient(result.slope[-tf.shape(adversarial)[0] :])
       for _ in range(self._inner_steps):
         adversarial = self._climb(batch.images, adversarial, p)
-    gradients = [
-      tf.add_n(list(parts)) / self._passes
-      for parts in zip(*(result.gradients for result in results))
-    ]
+      gradients += [result.gradients, self._of_first_layer(adversarial, p)]
     loss = tf.add_n([result.loss for result in results]) / self._passes
-    return Pass(loss, results[-1].evaluated, gradients)
+    return Pass(
+      loss,
+      results[-1].evaluated,
+      [tf.add_n(list(parts)) / self._passes for parts in zip(*gradients)],
+    )
 
   def _climb(self, images: tf.Tensor, moved: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch(moved)
-      hamiltonian = tf.reduce_sum(p * self._first(moved, training=False))
+      hamiltonian = self._hamiltonian(moved, p)
     gradient = tape.gradient(hamiltonian, moved)
     return norms.ascend(self._ball, images, moved, gradient, self._step_size)
+
+  def _of_first_layer(self, moved: tf.Tensor, p: tf.Tensor) -> list[tf.Tensor]:
+    """The Hamiltonian's gradient by all weights: 0 but for the first layer's."""
+    with tf.GradientTape() as tape:
+      hamiltonian = self._hamiltonian(moved, p)
+    return tape.gradient(
+      hamiltonian,
+      self._classifier.trainable_variables,
+      unconnected_gradients="zero",
+    )
+
+  def _hamiltonian(self, images: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(p * self._first(images, training=False))
 
 
 @dataclasses.dataclass

@@ -125,9 +125,13 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       f"--clean_weight goes with --objective=at and alp, not with {chosen}: drop it.",
     ),
     (
-      config.gradient_alignment and objective in UNATTACKED,
-      f"--gradient_alignment is there for attacks in one step, and {chosen} has none: "
-      "drop it, or choose --objective=at.",
+      config.gradient_alignment and attack == "none",
+      "--gradient_alignment is there for attacks in one step, and --attack=none makes "
+      "none: drop it, or choose --objective=at with --attack=fgsm.",
+    ),
+    (
+      certified and config.mixing != "none",
+      f"--mixing contradicts {chosen}, whose bounds are of one class an image: drop it.",
     ),
     (
       certified and config.norm != "linf",
@@ -193,6 +197,11 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       attack == "warm_start_pgd" and config.data_service,
       "--attack=warm_start_pgd keeps perturbations where the image was, and "
       "--data_service sends it to any worker: drop one of them.",
+    ),
+    (
+      attack == "yopo" and config.attack_steps == 1,
+      "--attack=yopo needs --attack_steps=2 or more: the first of its passes sees the "
+      "random start alone.",
     ),
     (
       attack == "yopo" and not config.layer_decay,

@@ -127,6 +127,7 @@ class InterleavedTest(tf.test.TestCase, parameterized.TestCase):
     keys = hashing.stream_keys(0, 0, tf.range(SIZE))
     start = ball.random_start(keys, tf.constant(self.images)).numpy()
     sums, losses, moved = None, [], start.astype("f8")
+    of_first = [np.zeros(w.shape) for w in classifier.get_weights()[:2]]
     for _ in range(3):
       weights, _, loss = self.gradients(classifier, self.images, moved, clean_weight)
       sums = weights if sums is None else [a + b for a, b in zip(sums, weights)]
@@ -156,7 +157,16 @@ class InterleavedTest(tf.test.TestCase, parameterized.TestCase):
           self.images.astype("f8"),
           moved + 0.3 * ball.epsilon * steepest(ball, slope),
         )
-    expected = [w - g.numpy() / 3 for w, g in zip(classifier.get_weights(), sums)]
+      # H's gradient by the first layer's kernel and bias, where the pass ends.
+      x = np.pad(moved, ((0, 0), (1, 1), (1, 1), (0, 0)))
+      for i in range(3):
+        for j in range(3):
+          part = np.einsum("bhwc,bhwd->cd", x[:, i : i + 4, j : j + 4], p) / SIZE
+          of_first[0][i, j] += part
+      of_first[1] += p.sum(axis=(0, 1, 2)) / SIZE
+    sums = [g.numpy() for g in sums]
+    sums[:2] = [g + h for g, h in zip(sums, of_first)]
+    expected = [w - g / 3 for w, g in zip(classifier.get_weights(), sums)]
     model = AdversarialModel(
       classifier,
       YOPO(classifier, ball, 0.3 * ball.epsilon, passes=3, inner_steps=4),
@@ -170,14 +180,18 @@ class InterleavedTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(logs["loss"], [np.mean(losses)], rtol=1e-5)
 
   @parameterized.parameters(
-    # Through all layers: the attack's images, and the clean and adversarial ones that
-    # train. Through the first layer only: those, and YOPO's own.
-    ("fgsm", 1 + 2, 1 + 2),
-    ("pgd-10", 10 + 2, 10 + 2),
-    ("free", 2, 2),
-    ("yopo-5-3", 5 * 2, 5 * 2 + 5 * 3),
+    # Through all layers, forward and back: the attack's images, and those that train,
+    # or are only shown. Through the first layer, forward: those, and YOPO's own.
+    ("fgsm", 1.0, 1 + 2, 1 + 2, 1 + 2),
+    ("pgd-10", 1.0, 10 + 2, 10 + 2, 10 + 2),
+    ("free", 1.0, 2, 2, 2),
+    ("free", 0.0, 1 + 1, 1, 1 + 1),
+    ("yopo-5-3", 1.0, 5 * 2, 5 * 2, 5 * (2 + 3 + 1)),
+    ("yopo-5-3", 0.0, 5 * (1 + 1), 5, 5 * (1 + 1 + 3 + 1)),
   )
-  def test_the_passes_are_those_of_the_papers(self, name, whole, through_first):
+  def test_the_passes_are_those_of_the_papers(
+    self, name, clean_weight, forward, backward, through_first
+  ):
     ball = LInfinity(0.1)
     classifier, first, rest = network(counting=True)
     attack = {
@@ -186,12 +200,17 @@ class InterleavedTest(tf.test.TestCase, parameterized.TestCase):
       "free": Free(ball, (SIZE, 4, 4, 1)),
       "yopo-5-3": YOPO(classifier, ball, 0.02),
     }[name]
-    model = AdversarialModel(classifier, attack, evaluation_attack=fgsm(ball))
+    model = AdversarialModel(
+      classifier,
+      attack,
+      AdversarialTraining(clean_weight),
+      evaluation_attack=fgsm(ball),
+    )
     model.compile(optimizer=SGD(0.1), run_eagerly=True)
     first.forward = rest.forward = rest.backward = 0  # those of building
     model.fit(self.data(self.images), verbose=0)
-    self.assertEqual(rest.forward, whole * SIZE)
-    self.assertEqual(rest.backward, whole * SIZE)
+    self.assertEqual(rest.forward, forward * SIZE)
+    self.assertEqual(rest.backward, backward * SIZE)
     self.assertEqual(first.forward, through_first * SIZE)
 
   def test_yopo_refuses_what_it_cannot_split(self):
