@@ -22,6 +22,23 @@ def project(ball, x, moved):
   return np.clip(x + delta, 0, 1)
 
 
+def l1_project(image, moved, radius):
+  """Of one flat image: all changes shrink alike, but for what the range cuts off."""
+  delta = moved - image
+  room = np.where(delta > 0, 1 - image, image)
+
+  def shrunk(by):
+    return np.minimum(np.maximum(np.abs(delta) - by, 0), room)
+
+  low, high = 0.0, np.abs(delta).max()
+  if shrunk(low).sum() > radius:
+    for _ in range(60):
+      middle = (low + high) / 2
+      low, high = (middle, high) if shrunk(middle).sum() > radius else (low, middle)
+    low = high
+  return image + np.sign(delta) * shrunk(low)
+
+
 def numeric_gradient(function, x, h=1e-6):
   """Of each example's own value; x [B, ...]."""
   result = np.zeros_like(x)

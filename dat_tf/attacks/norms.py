@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from dat_tf import hashing
 
+# Less than this an entry need not move: projections stop that short of a range's end.
+_ROOM = 1e-5
 # A perturbation is the difference of two numbers in [0, 1], each rounded to float32.
 _ROUNDING = 1e-6
 
@@ -244,6 +246,9 @@ def ascend(
 ) -> tf.Tensor:
   """A step of projected gradient ascent: project(moved + step_size steepest(gradient)).
 
+  In l1, where a step moves few entries, it leaves out those that the pixel range lets
+  move no further (Maini et al., ICML 2020): the same few would be chosen for ever.
+
   Args:
     ball: the allowed perturbations of `images`.
     images: float32 [B, H, W, C] in [0, 1].
@@ -251,6 +256,9 @@ def ascend(
     gradient: by those points, of what is to grow.
     step_size: length of the step in the ball's norm, pixel units.
   """
+  if isinstance(ball, L1):
+    room = tf.where(gradient > 0.0, 1.0 - moved, moved)
+    gradient = tf.where(room > _ROOM, gradient, tf.zeros_like(gradient))
   return ball.project(images, moved + step_size * ball.steepest(gradient))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
+from numpy_attacks import l1_project
 
 from dat_tf import hashing
 from dat_tf.attacks import L1, L2, LInfinity, iterative
@@ -72,23 +73,6 @@ def numpy_apgd(ball, image, start, label, weights, steps):
   return best, step_size
 
 
-def numpy_l1_project(image, moved, radius):
-  """The nearest point: all changes shrink alike, but for what the range cuts off."""
-  delta = moved - image
-  room = np.where(delta > 0, 1 - image, image)
-
-  def shrunk(by):
-    return np.minimum(np.maximum(np.abs(delta) - by, 0), room)
-
-  low, high = 0.0, np.abs(delta).max()
-  if shrunk(low).sum() > radius:
-    for _ in range(60):
-      middle = (low + high) / 2
-      low, high = (middle, high) if shrunk(middle).sum() > radius else (low, middle)
-    low = high
-  return image + np.sign(delta) * shrunk(low)
-
-
 def numpy_sparse_apgd(ball, image, start, label, weights):
   """Croce & Hein 2021: after each evaluation the largest loss, and the step size."""
   early, history, point = int(np.ceil(0.3 * SPARSE_STEPS)), [], start
@@ -98,7 +82,7 @@ def numpy_sparse_apgd(ball, image, start, label, weights):
     def moved(point):
       return np.count_nonzero(np.abs(point - image) > 1e-7)
 
-    point = numpy_l1_project(image, point, radius)
+    point = l1_project(image, point, radius)
     loss, gradient = numpy_loss(point, label, weights)
     best, step_size, before = (loss, point, gradient), radius, moved(point)
     density = before / image.size / 1.5
@@ -108,7 +92,7 @@ def numpy_sparse_apgd(ball, image, start, label, weights):
       largest = np.argsort(-np.abs(gradient))[: max(int(density * image.size), 1)]
       direction = np.zeros(image.size)
       direction[largest] = np.sign(gradient[largest]) / len(largest)
-      point = numpy_l1_project(image, point + step_size * direction, radius)
+      point = l1_project(image, point + step_size * direction, radius)
       loss, gradient = numpy_loss(point, label, weights)
       if loss > best[0]:
         best = loss, point, gradient
@@ -162,7 +146,8 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
     return start, run(own)
 
   @parameterized.product(
-    ball=[LInfinity(0.1), LInfinity(0.4), L2(0.5), L2(1.0)], compared=list(COMPARED.items())
+    ball=[LInfinity(0.1), LInfinity(0.4), L2(0.5), L2(1.0)],
+    compared=list(COMPARED.items()),
   )
   def test_it_is_that_of_the_paper(self, ball, compared):
     steps, tolerance = compared

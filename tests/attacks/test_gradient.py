@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
+from numpy_attacks import l1_project
 
 from dat_tf import hashing
-from dat_tf.attacks import L2, PGD, LInfinity, fgsm
+from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm
 
 SHAPE = (4, 4, 2)
 
@@ -32,6 +33,11 @@ def numpy_pgd(images, start, labels, weights, ball, step_size, steps):
     if isinstance(ball, LInfinity):
       moved = moved + step_size * np.sign(gradient)
       delta = np.clip(moved - images, -ball.epsilon, ball.epsilon)
+    elif isinstance(ball, L1):
+      moved = np.array(
+        [l1_step(*each, ball, step_size) for each in zip(images, moved, gradient)]
+      )
+      continue
     else:
       norms = np.sqrt((gradient**2).sum(axis=(1, 2, 3), keepdims=True))
       delta = moved + step_size * gradient / norms - images
@@ -39,6 +45,16 @@ def numpy_pgd(images, start, labels, weights, ball, step_size, steps):
       delta = delta * np.minimum(1, ball.epsilon / norms)
     moved = np.clip(images + delta, 0, 1)
   return moved
+
+
+def l1_step(image, moved, gradient, ball, step_size):
+  """The largest entries that have a way to go, each by as much."""
+  image, moved, gradient = image.ravel(), moved.ravel(), gradient.ravel()
+  room = np.where(gradient > 0, 1 - moved, moved) > 1e-5
+  largest = np.argsort(-np.abs(gradient) * room)[: int(ball.density * image.size)]
+  direction = np.zeros(image.size)
+  direction[largest] = np.sign(gradient[largest]) / len(largest)
+  return l1_project(image, moved + step_size * direction, ball.epsilon).reshape(SHAPE)
 
 
 class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
@@ -64,6 +80,8 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
     (LInfinity(0.1), 0.03, 7),
     (L2(0.5), 0.2, 1),
     (L2(0.5), 0.2, 7),
+    (L1(3.0, density=0.1), 1.0, 1),
+    (L1(3.0, density=0.1), 1.0, 7),
   )
   def test_pgd_is_that_of_numpy(self, ball, step_size, steps):
     start = ball.random_start(self.keys, tf.constant(self.images)).numpy()
