@@ -55,8 +55,10 @@ class Examples(NamedTuple):
     return tf.gather(order, self.rounds // rounds_per_class, batch_dims=1)
 
   def fooled(self, logits: tf.Tensor) -> tf.Tensor:
-    """Whether the largest logit is not the label's; bool [B]."""
-    return tf.argmax(logits, axis=1, output_type=self.labels.dtype) != self.labels
+    """Whether the largest logit is not the label's, or one is no number; bool [B]."""
+    largest = tf.argmax(logits, axis=1, output_type=self.labels.dtype)
+    numbers = tf.reduce_all(tf.math.is_finite(logits), axis=1)
+    return (largest != self.labels) | ~numbers
 
 
 class Iterative(Protocol):

@@ -134,24 +134,29 @@ class Evaluator:
         advance()
       attacked = prediction.copy()
       fooled = np.flatnonzero(correct & broken)
+      logits = self._logits(adversarial[fooled], f"under {name}")
       # Not the label, whatever rounding makes of a tie at another place in the batch.
-      rest = losses.others(self._logits(adversarial[fooled]), labels[fooled])
+      rest = losses.others(logits, labels[fooled])
       attacked[fooled] = rest.numpy().argmax(axis=1)
       outcomes[name] = Outcome(norm, broken, attack, attacked, adversarial)
     return prediction, outcomes
 
-  def _logits(self, images: np.ndarray) -> np.ndarray:
+  def _logits(self, images: np.ndarray, when: str = "as they are") -> np.ndarray:
     parts = []
     for start in range(0, max(1, len(images)), self._batch_size):
       part = images[start : start + self._batch_size]
       padding = [(0, self._batch_size - len(part))] + [(0, 0)] * (images.ndim - 1)
       padded = tf.constant(np.pad(part, padding))
       parts.append(self._classify(padded).numpy()[: len(part)])
-    return finite(np.concatenate(parts))
+    return finite(np.concatenate(parts), when)
 
 
-def finite(logits: np.ndarray) -> np.ndarray:
+def finite(logits: np.ndarray, when: str = "as they are") -> np.ndarray:
   """Logits [N, classes], once it is seen that all are numbers.
+
+  Args:
+    logits: of images.
+    when: what the images are, for the message.
 
   Raises:
     UserError: some are not.
@@ -159,7 +164,7 @@ def finite(logits: np.ndarray) -> np.ndarray:
   bad = (~np.isfinite(logits)).any(axis=1).sum()
   if bad:
     raise UserError(
-      f"The logits of {bad} of {len(logits)} images are not finite: the model is "
-      "broken, or takes images in another range than [0, 1] (--input_range)."
+      f"The logits of {bad} of {len(logits)} images {when} are not finite: the model "
+      "is broken, or takes images in another range than [0, 1] (--input_range)."
     )
   return logits

@@ -273,8 +273,19 @@ class EvaluatorTest(LinearTestCase):
 
   def test_logits_that_are_no_numbers_are_the_users_mistake(self):
     evaluator = Evaluator(lambda x: self.two(x) / 0.0, {}, batch_size=8)
-    with self.assertRaisesRegex(UserError, "logits of 30 of 30 images are not finite"):
+    with self.assertRaisesRegex(UserError, "30 of 30 images as they are .* not finite"):
       evaluator(self.two.images, self.two.labels, self.two.ids)
+
+  @parameterized.parameters("pgd-5", "apgd-ce", "square")
+  def test_an_attack_that_finds_logits_that_are_no_numbers_has_not_failed(self, name):
+    def classifier(images):
+      darkest = tf.reduce_min(images, axis=[1, 2, 3])[:, None]
+      return tf.one_hot([0], 5) + tf.math.log(darkest - 0.15)
+
+    images = np.full((6, *SHAPE), 0.2, "f4")
+    attacks = {name: make_attacks(name, LInfinity(0.1))}
+    with self.assertRaisesRegex(UserError, f"images under {name} are not finite"):
+      Evaluator(classifier, attacks)(images, np.zeros(6, int), np.arange(6))
 
 
 # Together they take minutes: graphs of many attacks are built.
