@@ -258,6 +258,15 @@ class WorkersTest(FolderCase):
     )
     back = json.loads((self.folder / "own" / "results.json").read_text())
     self.assertEqual(back, of_nine)
+    # PGD by its last points does not take the place of PGD by any of its points.
+    found = []
+    for attacks in (None, "pgd-2", None):
+      small = {"evaluation_attack_steps": 2, "evaluation_step_size": 1e-6}
+      run_workers(_run, 1, self.flags("own", **own, **small, attacks=attacks))
+      results = json.loads((self.folder / "own" / "results.json").read_text())
+      found.append(results["robust_accuracy"]["pgd-2"])
+    self.assertGreater(found[0], found[1])
+    self.assertEqual(found[1], found[2])
 
   @pytest.mark.long
   def test_certified_accuracy_is_that_of_the_same_images(self):
