@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -64,6 +65,7 @@ def export_formats(
     UserError: a package is missing, the network has what the form has not, or its
       logits differ there.
   """
+  check_packages(formats)
   images = np.random.default_rng(0).random((4, *classifier.input_shape[1:]), "f4")
   expected = classifier(images, training=False).numpy()
   paths = []
@@ -81,6 +83,15 @@ def export_formats(
 
     _replace(paths[-1], write)
   return paths
+
+
+def check_packages(formats: Sequence[str]) -> None:
+  """Raises UserError if formats need packages that are not there."""
+  needed = ("onnxruntime", "tf2onnx") if "onnx" in formats else ()
+  if not all(map(importlib.util.find_spec, needed)):
+    raise UserError(
+      "--export_formats=onnx needs further packages: pip install 'dat-tf[onnx]'."
+    )
 
 
 def _keras(classifier: tf.keras.Model, path: str) -> _Logits:
@@ -130,13 +141,9 @@ def _tflite(classifier: tf.keras.Model, path: str) -> _Logits:
 
 
 def _onnx(classifier: tf.keras.Model, path: str) -> _Logits:
-  try:
-    import onnxruntime
-    import tf2onnx
-  except ImportError:
-    raise UserError(
-      "--export_formats=onnx needs further packages: pip install 'dat-tf[onnx]'."
-    ) from None
+  import onnxruntime
+  import tf2onnx
+
   shape = [None, *classifier.input_shape[1:]]
   signature = [tf.TensorSpec(shape, tf.float32, name="image")]
   try:

@@ -11,6 +11,7 @@ from absl import flags
 from dat_tf import (
   checkpointing,
   evaluating,
+  exporting,
   files,
   parts,
   pseudo_labeling,
@@ -48,6 +49,7 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
     os.path.join(config.model_dir, "checkpoints")
   ):
     config_lib.check_against_saved(config)
+  exporting.check_packages(config.export_formats)
   for name in config.attacks:  # which may be none
     # Whether a source can be loaded is seen later.
     stand_in = tf.identity if config.source_model_path else None

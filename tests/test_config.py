@@ -95,6 +95,7 @@ class RangesTest(ConfigCase):
     (["--test_data"], {"test_data": None, "mode": "evaluate"}),
     (["--test_data"], {"test_data": None, "mode": "train", "evaluate_every": 1}),
     (["--epsilon=8", "linf"], {"epsilon": 8}),
+    (["no kears;", "keras"], {"mode": "export", "export_formats": "keras,kears"}),
     (["--early_stopping", "--validation_data"], {"early_stopping": 1}),
     (
       ["--early_stopping", "--evaluate_every"],

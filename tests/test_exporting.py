@@ -145,7 +145,8 @@ class FormatsTest(tf.test.TestCase, parameterized.TestCase):
   def test_without_its_packages_onnx_names_the_extra(self):
     with mock.patch.dict(sys.modules, tf2onnx=None):
       with self.assertRaisesRegex(UserError, r"onnx needs .*\[onnx\]"):
-        exporting.export_formats(self.model, self.model_dir, ["onnx"])
+        exporting.export_formats(self.model, self.model_dir, ["keras", "onnx"])
+    self.assertEmpty(os.listdir(self.model_dir))
 
   @parameterized.parameters("keras", "serving", "tflite")
   def test_other_logits_are_not_written(self, name):

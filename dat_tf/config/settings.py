@@ -140,8 +140,8 @@ def _check(config: Any) -> None:
       " the test data would look better there than they are.",
     ),
     (
-      not set(config.export_formats) <= set(EXPORT_FORMATS),
-      f"--export_formats={','.join(config.export_formats)}: choose of "
+      unknown := ", ".join(set(config.export_formats) - set(EXPORT_FORMATS)),
+      f"--export_formats: there is no {unknown}; choose of "
       f"{', '.join(EXPORT_FORMATS)}.",
     ),
     (
