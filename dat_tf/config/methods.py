@@ -131,7 +131,7 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
     ),
     (
       certified and config.mixing != "none",
-      f"--mixing contradicts {chosen}, whose bounds are of one class an image: drop it.",
+      f"--mixing contradicts {chosen}, whose bounds are of one class: drop it.",
     ),
     (
       certified and config.norm != "linf",
