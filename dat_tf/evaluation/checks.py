@@ -63,12 +63,12 @@ def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
       f"images right, PGD {accuracy[worst]:.1%}. The gradient misleads PGD: trust no "
       "attack that follows it"
     )
-  grey, chance = float(probes["grey_accuracy"]), float(probes["chance"])
-  if grey > chance:
+  grey = float(probes["grey_accuracy"])
+  if grey > _FEW:
     found["robust_to_anything"] = (
       f"under PGD with epsilon {probes['grey_epsilon']:.3g}, which can turn every image"
-      f" into the same grey one, {grey:.1%} of the images stay right, more than chance "
-      f"({chance:.1%}). So PGD fails there, and may fail at the run's epsilon too"
+      f" into the same grey one, {grey:.1%} of the images stay right. An attack that "
+      "works leaves none there, so PGD fails, and may fail at the run's epsilon too"
     )
   first, last = float(probes["steps_loss"][0]), float(probes["steps_loss"][-1])
   if not last > first * (1.0 + 1e-4):
@@ -129,7 +129,9 @@ def from_outcomes(
     if stronger.sum() > _SOME * len(stronger):
       found["pgd_is_stronger"] = (
         f"PGD with {PGD_STEPS} steps breaks {stronger.sum()} of {len(stronger)} images "
-        f"that withstand {', '.join(tables)}. Evaluate a stronger attack: autoattack"
+        f"that withstand {', '.join(tables)}. Evaluate "
+        + ("an attack made for this model" if "autoattack" in tables else "autoattack")
+        + " before you believe them"
       )
   only = int((np.any(by_black_box, axis=0) & ~np.any(by_others, axis=0)).sum())
   count = len(by_black_box[0]) if by_black_box else 0

@@ -56,7 +56,7 @@ def probe(
       zero_gradient, share of right images without a gradient; random_difference, of
         the logits of two calls, over their norm;
       grey_epsilon, at which all images can be made the same grey one; grey_accuracy,
-        under PGD there; chance, one over the number of classes.
+        under PGD there.
 
   Raises:
     UserError: logits are not finite.
@@ -108,7 +108,6 @@ def probe(
     ),
     "grey_epsilon": np.float32(grey_epsilon),
     "grey_accuracy": accuracy(grey.fooled.any(axis=0)),
-    "chance": np.float32(1.0 / logits.shape[1]),
     **_surface(prober, images, labels, keys, gradient),
     **_gallery(prober, images, labels, at_epsilon.worst, ~right | fooled[1.0]),
   }

@@ -219,7 +219,7 @@ class FromOutcomesTest(tf.test.TestCase):
 
   def test_noise_breaks_what_an_attack_does_not(self):
     broken = np.arange(200) < 5
-    noise = {"example_id": np.arange(200), "noise_broken": broken, "chance": 0.1}
+    noise = {"example_id": np.arange(200), "noise_broken": broken}
     noise["pgd_broken"] = np.zeros(200, bool)
     weak, strong = table(["fgsm"], [0]), table(["pgd-5"], [0] * 5)
     self.assertEqual(
@@ -231,6 +231,9 @@ class FromOutcomesTest(tf.test.TestCase):
     probes = {"example_id": ids, "noise_broken": none, "pgd_broken": ids < 31}
     few, more = table(["fgsm"], [0] * 20), table(["deepfool"], [0] * 21)
     self.assertEqual(self.warned(probes, fgsm=few), {"pgd_is_stronger"})
+    for name, advice in (("fgsm", "autoattack"), ("autoattack", "an attack made for")):
+      (warning,) = checks.from_outcomes({name: few}, probes, 10)
+      self.assertIn(f"Evaluate {advice}", warning["message"])
     self.assertEqual(self.warned(probes, deepfool=more), set())
     self.assertEqual(self.warned(probes, fgsm=few, deepfool=more), set())
 
