@@ -1,6 +1,7 @@
 """The geometry of attacks in NumPy, images [B, H, W, C]."""
 
 import numpy as np
+import tensorflow as tf
 
 from dat_tf.attacks import LInfinity
 
@@ -48,3 +49,29 @@ def numeric_gradient(function, x, h=1e-6):
     behind[(slice(None), *index)] -= h
     result[(slice(None), *index)] = (function(ahead) - function(behind)) / (2 * h)
   return result
+
+
+class TanhNetwork:
+  """Two layers: in TensorFlow by a call, in NumPy, float64, by `logits`."""
+
+  def __init__(self, shape, classes=3, hidden=8):
+    rng = np.random.default_rng(0)
+    size = int(np.prod(shape))
+    self.first, self.second = (
+      rng.normal(size=(size, hidden)),
+      rng.normal(size=(hidden, classes)),
+    )
+
+  def __call__(self, images):
+    first, second = (tf.constant(w, tf.float32) for w in (self.first, self.second))
+    flat = tf.reshape(images, [-1, len(self.first)])
+    return tf.tanh(flat @ first) @ second
+
+  def logits(self, images):
+    return np.tanh(images.reshape(len(images), -1) @ self.first) @ self.second
+
+  def gradient(self, images, by_logits):
+    """By the images, of what has the gradient `by_logits`, [B, classes]."""
+    hidden = np.tanh(images.reshape(len(images), -1) @ self.first)
+    slope = (by_logits @ self.second.T * (1 - hidden**2)) @ self.first.T
+    return slope.reshape(images.shape)

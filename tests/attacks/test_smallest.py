@@ -1,0 +1,125 @@
+"""DDN, C&W and L-BFGS, which look for the smallest perturbation, against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+from numpy_attacks import TanhNetwork, length
+
+from dat_tf import hashing
+from dat_tf.attacks import L2, iterative, penalized
+from dat_tf.attacks.ddn import DDN
+from dat_tf.attacks.penalized import CarliniWagner
+
+SHAPE, COUNT, CLASSES = (4, 4, 1), 6, 3
+
+
+class SmallestTest(tf.test.TestCase, parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(1)
+    self.network = TanhNetwork(SHAPE, CLASSES)
+    self.images = rng.uniform(0.1, 0.9, size=(COUNT, *SHAPE)).astype("f4")
+    self.labels = self.network.logits(self.images).argmax(axis=1).astype("i4")
+    self.is_label = np.eye(CLASSES)[self.labels]
+
+  def state_after(self, attack, num_steps):
+    images = tf.constant(self.images)
+    examples = iterative.Examples(
+      images,
+      tf.constant(self.labels),
+      hashing.stream_keys(0, tf.range(COUNT)),
+      self.network(images),
+      tf.zeros(COUNT, tf.int32),
+    )
+
+    @tf.function
+    def run():
+      return iterative.run(
+        attack, self.network, examples, attack.start(examples), num_steps
+      )
+
+    return run()
+
+  @parameterized.parameters(10, 41)
+  def test_ddn(self, evaluations):
+    attack = DDN(L2(0.01), steps=40, change=0.1, first_radius=0.5)
+    state = self.state_after(attack, evaluations)
+    point, images = self.images.astype("f8"), self.images.astype("f8")
+    smallest, radius = np.full(COUNT, np.inf), np.full((COUNT, 1, 1, 1), 0.5)
+    for k in range(evaluations):
+      logits = self.network.logits(point)
+      fooled = logits.argmax(axis=1) != self.labels
+      norm = length(point - images)[:, 0, 0, 0]
+      smallest = np.where(fooled, np.minimum(norm, smallest), smallest)
+      odds = np.exp(logits)
+      error = odds / odds.sum(axis=1, keepdims=True) - self.is_label
+      gradient = self.network.gradient(point, error)
+      step = 0.01 + 0.99 * (1 + np.cos(np.pi * k / 40)) / 2
+      delta = point - images + step * gradient / length(gradient)
+      radius = radius * np.where(fooled, 0.9, 1.1)[:, None, None, None]
+      point = np.clip(images + radius * delta / length(delta), 0, 1)
+    self.assertTrue(np.isfinite(smallest).any())
+    self.assertAllClose(state["norm"], smallest, rtol=1e-4)
+    self.assertAllClose(state["radius"], radius[:, 0, 0, 0], rtol=1e-5)
+    self.assertAllClose(state["point"], point, atol=1e-4)
+
+  def test_carlini_and_wagners_steps(self):
+    attack = CarliniWagner(L2(0.01), steps=30, weights=1, first_weight=3.0)
+    state = self.state_after(attack, 30)
+    images = self.images.astype("f8")
+    w = np.arctanh((2 * images - 1) * 0.999999)
+    mean, square, smallest = np.zeros_like(w), np.zeros_like(w), np.full(COUNT, np.inf)
+    for t in range(1, 31):
+      moved = (np.tanh(w) + 1) / 2
+      logits = self.network.logits(moved)
+      other = np.where(self.is_label > 0, -np.inf, logits).argmax(axis=1)
+      by_logits = self.is_label - np.eye(CLASSES)[other]
+      wins = (by_logits * logits).sum(axis=1) > 0
+      norm = length(moved - images)[:, 0, 0, 0]
+      smallest = np.where(wins, smallest, np.minimum(norm, smallest))
+      gradient = 2 * (moved - images)
+      gradient += 3.0 * self.network.gradient(moved, by_logits * wins[:, None])
+      gradient *= (1 - np.tanh(w) ** 2) / 2
+      mean = 0.9 * mean + 0.1 * gradient
+      square = 0.999 * square + 0.001 * gradient**2
+      w -= 0.01 * mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
+    self.assertTrue(np.isfinite(smallest).any())
+    self.assertAllClose(state["norm"], smallest, rtol=1e-4)
+    self.assertAllClose(state["point"], w, atol=1e-4)
+
+  def test_the_weight_is_raised_tenfold_and_then_halved_in_between(self):
+    enough = np.array([0.3, 7.0, 45.0])
+    state = penalized._first_weight(np.zeros((3, *SHAPE), "f4"), 0.01)
+    low, high, weight = np.zeros(3), np.full(3, np.inf), np.full(3, 0.01)
+    for _ in range(12):
+      fooled = weight >= enough
+      low, high = np.where(fooled, low, weight), np.where(fooled, weight, high)
+      weight = np.where(np.isinf(high), 10 * weight, (low + np.minimum(high, 1e9)) / 2)
+      state["fooled"] = tf.constant(fooled)
+      state = penalized._next_weight(state, tf.constant(True))
+      self.assertAllClose(state["weight"], weight, rtol=1e-5)
+    self.assertAllLess((high - low) / enough, 0.1)
+
+  @parameterized.parameters(1, 3, 5)
+  def test_the_way_of_lbfgs_is_that_of_the_matrix_it_stands_for(self, known):
+    rng = np.random.default_rng(0)
+    size, memory = int(np.prod(SHAPE)), 5
+    root = rng.normal(size=(size, size))
+    hessian = root @ root.T / size + np.eye(size)
+    moves = np.zeros((memory, size))
+    moves[:known] = rng.normal(size=(known, size))
+    changes, gradient = moves @ hessian, rng.normal(size=size)
+    # The BFGS formula for the inverse, from the oldest pair to the latest.
+    inverse = np.eye(size) * (moves[0] @ changes[0]) / (changes[0] @ changes[0])
+    for move, change in zip(moves[:known][::-1], changes[:known][::-1]):
+      rho = 1 / (move @ change)
+      turn = np.eye(size) - rho * np.outer(move, change)
+      inverse = turn @ inverse @ turn.T + rho * np.outer(move, move)
+    way = penalized._newton_way(
+      tf.constant(gradient.reshape(1, *SHAPE), tf.float32),
+      tf.constant(moves.reshape(1, memory, *SHAPE), tf.float32),
+      tf.constant(changes.reshape(1, memory, *SHAPE), tf.float32),
+    )
+    self.assertAllClose(np.ravel(way), inverse @ gradient, rtol=1e-4, atol=1e-5)
