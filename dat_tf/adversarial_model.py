@@ -248,6 +248,9 @@ class AdversarialModel(tf.keras.Model):
       loss, sources, tf.constant(1.0 / batch.size), unconnected_gradients="zero"
     )
     slope = gradients.pop() if slope_by else None
+    # TensorFlow leaves them open for dense layers on the tokens of an image.
+    shapes = [variable.shape for variable in self.classifier.trainable_variables]
+    gradients = [tf.ensure_shape(*each) for each in zip(gradients, shapes)]
     return Pass(loss, evaluated, gradients, slope)
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:

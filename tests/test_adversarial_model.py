@@ -8,6 +8,7 @@ import tensorflow as tf
 from dat_tf import hashing, objectives
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
 from dat_tf.attacks import PGD, Free, LInfinity
+from dat_tf.communication import BucketQuantizer, FullPrecision, QuantizedAllReduce
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm, make_model
 from dat_tf.models.averaging import WeightAverage
@@ -54,6 +55,27 @@ class TrainStepTest(tf.test.TestCase):
     rng = np.random.default_rng(0)
     self.images = rng.uniform(size=(8, 4, 1, 1)).astype("f4")
     self.labels = rng.integers(0, 3, size=8)
+
+  def test_layers_on_tokens_have_quantized_gradients(self):
+    layers = tf.keras.layers
+    classifier = tf.keras.Sequential(
+      [
+        tf.keras.Input((4, 1, 1)),
+        layers.Reshape((2, 2)),
+        layers.Dense(5),
+        layers.Flatten(),
+        layers.Dense(3),
+      ]
+    )
+    everything = FullPrecision(below=0)
+    all_reduce = QuantizedAllReduce(BucketQuantizer(8, 32), full_precision=everything)
+    model = AdversarialModel(classifier, None, all_reduce=all_reduce)
+    model.compile(optimizer=SGD(0.1))
+    before = classifier.get_weights()
+    # Batches of any size.
+    data = tf.data.Dataset.from_tensor_slices((self.images, self.labels)).batch(8)
+    model.fit(data, verbose=0)
+    self.assertNotAllClose(before[0], classifier.get_weights()[0])
 
   def test_a_step_is_that_of_numpy(self):
     ball, step_size, clean_weight = LInfinity(0.1), 0.06, 0.5
