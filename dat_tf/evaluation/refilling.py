@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import operator
 from typing import Callable, NamedTuple, Optional
 
@@ -68,16 +69,16 @@ class Runner:
   ):
     self.epsilon = attack.ball.epsilon
     self._attack, self._batch_size = attack, batch_size
-    self._refill = tf.function(
-      lambda examples, state, fresh: {
-        name: iterative.select(fresh, value, state[name])
-        for name, value in attack.start(examples).items()
-      }
-    )
+    # Of lambdas and methods TensorFlow would warn, when there are several attacks, that
+    # one is traced for ever again.
+    partial = functools.partial
+    self._refill = tf.function(partial(_refilled, attack))
     self._run_batch: Callable[..., iterative.State] = tf.function(
-      lambda *arguments: iterative.run(attack, classifier, *arguments)
+      partial(iterative.run, attack, classifier)
     )
-    self._steps: Callable[..., iterative.State] = tf.function(self._run_batches)
+    self._steps: Callable[..., iterative.State] = tf.function(
+      partial(self._run_batches)
+    )
 
   def run(self, portion: Portion, indices: np.ndarray) -> Found:
     """Attacks the examples of these indices."""
@@ -167,3 +168,16 @@ class Runner:
     """Smaller is better: the first success, otherwise the smallest norm."""
     success = norm <= self._attack.stop_norm
     return not success, 0.0 if success else norm, number
+
+
+def _refilled(
+  attack: iterative.Iterative,
+  examples: iterative.Examples,
+  state: iterative.State,
+  fresh: tf.Tensor,
+) -> iterative.State:
+  """The state, begun anew where slots are fresh, bool [slots]."""
+  return {
+    name: iterative.select(fresh, value, state[name])
+    for name, value in attack.start(examples).items()
+  }

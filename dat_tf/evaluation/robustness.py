@@ -9,6 +9,7 @@ in any way; nothing here is a collective.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Callable
 
@@ -70,8 +71,9 @@ class Evaluator:
         may depend on it, by rounding.
       seed: of all random numbers.
     """
-    # Of an object tf.function would take over the attributes, in place of its own.
-    self._classify = tf.function(lambda images: classifier(images))
+    # Of an object tf.function would take over the attributes, in place of its own, and
+    # of lambdas, when there are several, warn that one is traced for ever again.
+    self._classify = tf.function(functools.partial(classifier))
     self._runners = {
       name: [Runner(classifier, attack, batch_size) for attack in sequence]
       for name, sequence in attacks.items()

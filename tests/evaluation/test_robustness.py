@@ -6,6 +6,8 @@ dual norm of the difference of the weights, as long as the perturbation keeps to
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -248,6 +250,12 @@ class EvaluatorTest(LinearTestCase):
       UserError, f"needs {needed} classes, the model has {needed - 1}"
     ):
       evaluator(self.two.images, self.two.labels, self.two.ids)
+
+  def test_many_attacks_bring_no_warning_of_tracing(self):
+    with mock.patch.object(tf.get_logger(), "warning") as warning:
+      for steps in range(1, 8):
+        self.two.evaluate(LInfinity(0.1), f"bim-{steps}")
+    warning.assert_not_called()
 
   def test_chance_breaks_nothing(self):
     """A classifier that no image fools, and that errs now and then."""
