@@ -88,7 +88,7 @@ OTHER = {
   "learning_rate": "0.1",
   "reference_batch_size": "64",
   "learning_rate_scaling": "sqrt",
-  "layer_decay": "0",
+  "layer_decay": "0.5",
   "clip_norm": "1",
   "warmup_epochs": "2.5",
   "decay": "constant",

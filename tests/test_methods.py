@@ -102,7 +102,8 @@ class PairsTest(parameterized.TestCase):
     ("augmentation", {"attack": "warm_start_pgd", "augmentation": "pad_crop_flip"}),
     ("mixing", {"attack": "warm_start_pgd", "mixing": "mixup"}),
     ("data_service", {"attack": "warm_start_pgd", "data_service": "host:5050"}),
-    ("layer_decay", {"attack": "yopo", "layer_decay": 0}),
+    ("layer_decay", {"layer_decay": 0}),
+    ("layer_decay", {"attack": "yopo", "layer_decay": 0, "initialize_from": "r"}),
     ("unlabeled_data", {"objective": "trades", "unlabeled_data": "u"}),
     ("unlabeled_data", {"gradient_alignment": 1, "unlabeled_data": "u"}),
     *(

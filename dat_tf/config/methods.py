@@ -204,6 +204,11 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       "random start alone.",
     ),
     (
+      not config.layer_decay and not config.initialize_from,
+      "--layer_decay=0 trains the last layer alone: name by --initialize_from what the "
+      "others come from, or choose a number above 0.",
+    ),
+    (
       attack == "yopo" and not config.layer_decay,
       "--attack=yopo goes through the first layer that is trained, and --layer_decay=0 "
       "trains the last alone: choose pgd.",
