@@ -140,7 +140,7 @@ def _check(config: Any) -> None:
       " the test data would look better there than they are.",
     ),
     (
-      unknown := ", ".join(set(config.export_formats) - set(EXPORT_FORMATS)),
+      unknown := ", ".join(sorted(set(config.export_formats) - set(EXPORT_FORMATS))),
       f"--export_formats: there is no {unknown}; choose of "
       f"{', '.join(EXPORT_FORMATS)}.",
     ),

@@ -71,13 +71,12 @@ class Runner:
     self._attack, self._batch_size = attack, batch_size
     # Of lambdas and methods TensorFlow would warn, when there are several attacks, that
     # one is traced for ever again.
-    partial = functools.partial
-    self._refill = tf.function(partial(_refilled, attack))
+    self._refill = tf.function(functools.partial(_refilled, attack))
     self._run_batch: Callable[..., iterative.State] = tf.function(
-      partial(iterative.run, attack, classifier)
+      functools.partial(iterative.run, attack, classifier)
     )
     self._steps: Callable[..., iterative.State] = tf.function(
-      partial(self._run_batches)
+      functools.partial(self._run_batches)
     )
 
   def run(self, portion: Portion, indices: np.ndarray) -> Found:
