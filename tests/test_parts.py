@@ -254,7 +254,8 @@ class AroundTest(tf.test.TestCase):
   def test_rates_by_layer(self):
     classifier = network()
     for decay, expected in ((0.5, {0.5, 1.0}), (1, set()), (0, set())):
-      optimizer = parts.make_optimizer(parse(layer_decay=decay), classifier, 4)
+      config = parse(layer_decay=decay, initialize_from="another/run")
+      optimizer = parts.make_optimizer(config, classifier, 4)
       self.assertEqual(set(optimizer.rate_factors.values()), expected)
 
 
