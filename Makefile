@@ -19,7 +19,7 @@ help: ## list the targets
 
 install: $(VENV)/.quickstart ## make the virtual environment, no more
 
-quickstart: $(VENV)/.quickstart ## train on the digits with two workers (two to five minutes)
+quickstart: $(VENV)/.quickstart ## train on the digits with two workers (a few minutes)
 	@$(VENV)/bin/python benchmarks/quickstart.py $(ARGS)
 
 test: $(VENV)/.test ## run the tests, except the long ones

@@ -5,26 +5,10 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
+from numpy_attacks import l1_project
 
 from dat_tf import hashing
 from dat_tf.attacks import L1, L2, PGD, LInfinity
-
-
-def numpy_projection(image, moved, radius):
-  """By bisection for the shrinkage, in float64; all of one example, flat."""
-  delta = moved - image
-  room = np.where(delta > 0, 1 - image, image)
-
-  def shrunk(by):
-    return np.minimum(np.maximum(np.abs(delta) - by, 0), room)
-
-  low, high = 0.0, np.abs(delta).max()
-  if shrunk(0).sum() <= radius:
-    high = 0.0
-  for _ in range(100):
-    middle = (low + high) / 2
-    low, high = (middle, high) if shrunk(middle).sum() > radius else (low, middle)
-  return image + np.sign(delta) * shrunk(high)
 
 
 class DivergedTest(tf.test.TestCase, parameterized.TestCase):
@@ -53,7 +37,7 @@ class L1Test(tf.test.TestCase, parameterized.TestCase):
       moved = self.images + self.rng.normal(0, scale, self.images.shape).astype("f4")
       projected = L1(radius).project(tf.constant(self.images), tf.constant(moved))
       expected = [
-        numpy_projection(image.ravel().astype("f8"), other.ravel(), radius)
+        l1_project(image.ravel().astype("f8"), other.ravel(), radius)
         for image, other in zip(self.images, moved)
       ]
       expected = np.reshape(expected, projected.shape)
