@@ -52,26 +52,36 @@ def numeric_gradient(function, x, h=1e-6):
 
 
 class TanhNetwork:
-  """Two layers: in TensorFlow by a call, in NumPy, float64, by `logits`."""
+  """Two layers, drawn from rng: in TensorFlow by a call, else in NumPy, float64."""
 
-  def __init__(self, shape, classes=3, hidden=8):
-    rng = np.random.default_rng(0)
-    size = int(np.prod(shape))
-    self.first, self.second = (
-      rng.normal(size=(size, hidden)),
-      rng.normal(size=(hidden, classes)),
-    )
+  def __init__(self, rng, size, classes, hidden=8):
+    self.first = rng.normal(size=(size, hidden))
+    self.second = rng.normal(size=(hidden, classes))
 
   def __call__(self, images):
     first, second = (tf.constant(w, tf.float32) for w in (self.first, self.second))
-    flat = tf.reshape(images, [-1, len(self.first)])
-    return tf.tanh(flat @ first) @ second
+    return tf.tanh(tf.reshape(images, [-1, len(self.first)]) @ first) @ second
 
   def logits(self, images):
-    return np.tanh(images.reshape(len(images), -1) @ self.first) @ self.second
+    return self._hidden(images) @ self.second
 
-  def gradient(self, images, by_logits):
-    """By the images, of what has the gradient `by_logits`, [B, classes]."""
-    hidden = np.tanh(images.reshape(len(images), -1) @ self.first)
-    slope = (by_logits @ self.second.T * (1 - hidden**2)) @ self.first.T
-    return slope.reshape(images.shape)
+  def losses(self, images, labels):
+    """Cross-entropies, [B]."""
+    return -self._log_p(images)[np.arange(len(images)), labels]
+
+  def gradient(self, images, labels):
+    """Of each image's own cross-entropy, as images."""
+    error = np.exp(self._log_p(images)) - np.eye(self.second.shape[1])[labels]
+    return self.pulled_back(images, error)
+
+  def pulled_back(self, images, by_logits):
+    """The gradient, as images, of what has the gradient `by_logits`, [B, classes]."""
+    slope = by_logits @ self.second.T * (1 - self._hidden(images) ** 2)
+    return (slope @ self.first.T).reshape(images.shape)
+
+  def _hidden(self, images):
+    return np.tanh(images.reshape(len(images), -1) @ self.first)
+
+  def _log_p(self, images):
+    logits = self.logits(images)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

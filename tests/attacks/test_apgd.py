@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
-from numpy_attacks import l1_project
+from numpy_attacks import TanhNetwork, l1_project
 
 from dat_tf import hashing
 from dat_tf.attacks import L1, L2, LInfinity, iterative
@@ -21,16 +21,10 @@ SPARSE_COMPARED = 10, 30, 50, 75, 110  # in all stages
 SPARSE_STEPS = 150
 
 
-def numpy_loss(image, label, weights):
-  """Cross-entropy of a two-layer tanh network and its gradient; of one flat image."""
-  first, second = weights
-  hidden = np.tanh(image @ first)
-  logits = hidden @ second
-  shifted = np.exp(logits - logits.max())
-  probabilities = shifted / shifted.sum()
-  error = probabilities - np.eye(len(logits))[label]
-  gradient = first @ ((second @ error) * (1 - hidden**2))
-  return -np.log(probabilities[label]), gradient
+def numpy_loss(image, label, network):
+  """Cross-entropy and its gradient, of one flat image."""
+  batch = image[None], [label]
+  return network.losses(*batch)[0], network.gradient(*batch)[0]
 
 
 def numpy_project(ball, image, moved):
@@ -42,11 +36,11 @@ def numpy_project(ball, image, moved):
   return np.clip(image + delta, 0, 1)
 
 
-def numpy_apgd(ball, image, start, label, weights, steps):
+def numpy_apgd(ball, image, start, label, network, steps):
   """Algorithm 1 of Croce & Hein 2020: the best point, and the last step size."""
   step_size = 2 * ball.epsilon
   point = previous = start
-  loss, gradient = numpy_loss(start, label, weights)
+  loss, gradient = numpy_loss(start, label, network)
   best = loss, start, gradient
   last, rises, halved, checked = 0, 0, True, loss
   for k in range(steps):
@@ -58,7 +52,7 @@ def numpy_apgd(ball, image, start, label, weights, steps):
       z = point + 0.75 * (z - point) + 0.25 * (point - previous)
     before, previous = loss, point
     point = numpy_project(ball, image, z)
-    loss, gradient = numpy_loss(point, label, weights)
+    loss, gradient = numpy_loss(point, label, network)
     rises += loss > before
     if loss > best[0]:
       best = loss, point, gradient
@@ -73,7 +67,7 @@ def numpy_apgd(ball, image, start, label, weights, steps):
   return best, step_size
 
 
-def numpy_sparse_apgd(ball, image, start, label, weights):
+def numpy_sparse_apgd(ball, image, start, label, network):
   """Croce & Hein 2021: after each evaluation the largest loss, and the step size."""
   early, history, point = int(np.ceil(0.3 * SPARSE_STEPS)), [], start
   stages = (3, early), (2, early), (1, SPARSE_STEPS - 2 * early)
@@ -83,7 +77,7 @@ def numpy_sparse_apgd(ball, image, start, label, weights):
       return np.count_nonzero(np.abs(point - image) > 1e-7)
 
     point = l1_project(image, point, radius)
-    loss, gradient = numpy_loss(point, label, weights)
+    loss, gradient = numpy_loss(point, label, network)
     best, step_size, before = (loss, point, gradient), radius, moved(point)
     density = before / image.size / 1.5
     history.append((loss, step_size))
@@ -93,7 +87,7 @@ def numpy_sparse_apgd(ball, image, start, label, weights):
       direction = np.zeros(image.size)
       direction[largest] = np.sign(gradient[largest]) / len(largest)
       point = l1_project(image, point + step_size * direction, radius)
-      loss, gradient = numpy_loss(point, label, weights)
+      loss, gradient = numpy_loss(point, label, network)
       if loss > best[0]:
         best = loss, point, gradient
       if k % window == 0:
@@ -113,14 +107,10 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(0)
-    self.weights = rng.normal(size=(np.prod(SHAPE), 8)), rng.normal(size=(8, 3))
+    self.classifier = TanhNetwork(rng, np.prod(SHAPE), 3)
     self.images = np.clip(rng.uniform(-0.2, 1.2, size=(COUNT, *SHAPE)), 0, 1)
     self.images = self.images.astype("f4")
     self.labels = rng.integers(0, 3, size=COUNT).astype("i4")
-
-  def classifier(self, images):
-    first, second = (tf.constant(w, tf.float32) for w in self.weights)
-    return tf.tanh(tf.reshape(images, [-1, np.prod(SHAPE)]) @ first) @ second
 
   def examples(self):
     return iterative.Examples(
@@ -159,7 +149,7 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
         image,
         start["point"][index].numpy().ravel().astype("f8"),
         self.labels[index],
-        self.weights,
+        self.classifier,
         steps,
       )
       self.assertAllClose(state["best_loss"][index], loss, rtol=tolerance)
@@ -175,7 +165,7 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
     histories = np.array(
       [
         numpy_sparse_apgd(
-          attack.ball, image, start[index].ravel(), self.labels[index], self.weights
+          attack.ball, image, start[index].ravel(), self.labels[index], self.classifier
         )
         for index, image in enumerate(self.images.reshape(COUNT, -1).astype("f8"))
       ]

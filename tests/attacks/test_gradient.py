@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
-from numpy_attacks import l1_project
+from numpy_attacks import TanhNetwork, l1_project
 
 from dat_tf import hashing
 from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm
@@ -13,23 +13,11 @@ from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm
 SHAPE = (4, 4, 2)
 
 
-def numpy_gradient(images, labels, weights):
-  """Of the cross-entropy of a two-layer tanh network; everything in float64."""
-  first, second = weights
-  flat = images.reshape(len(images), -1)
-  hidden = np.tanh(flat @ first)
-  logits = hidden @ second
-  probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-  probabilities /= probabilities.sum(axis=1, keepdims=True)
-  error = probabilities - np.eye(second.shape[1])[labels]
-  return ((error @ second.T * (1 - hidden**2)) @ first.T).reshape(images.shape)
-
-
-def numpy_pgd(images, start, labels, weights, ball, step_size, steps):
+def numpy_pgd(images, start, labels, network, ball, step_size, steps):
   """Projected gradient ascent, written from the equations."""
   moved = start
   for _ in range(steps):
-    gradient = numpy_gradient(moved, labels, weights)
+    gradient = network.gradient(moved, labels)
     if isinstance(ball, LInfinity):
       moved = moved + step_size * np.sign(gradient)
       delta = np.clip(moved - images, -ball.epsilon, ball.epsilon)
@@ -61,15 +49,11 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(0)
-    self.weights = rng.normal(size=(np.prod(SHAPE), 8)), rng.normal(size=(8, 3))
+    self.classifier = TanhNetwork(rng, np.prod(SHAPE), 3)
     # Some pixels lie on the ends of their range.
     self.images = np.clip(rng.uniform(-0.2, 1.2, size=(6, *SHAPE)), 0, 1).astype("f4")
     self.labels = rng.integers(0, 3, size=6)
     self.keys = hashing.stream_keys(0, 0, tf.range(6))
-
-  def classifier(self, images):
-    first, second = (tf.constant(w, tf.float32) for w in self.weights)
-    return tf.tanh(tf.reshape(images, [-1, np.prod(SHAPE)]) @ first) @ second
 
   def attacked(self, attack):
     run = tf.function(lambda x: attack(self.classifier, x, self.labels, self.keys))
@@ -89,7 +73,7 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
       self.images.astype("f8"),
       start.astype("f8"),
       self.labels,
-      self.weights,
+      self.classifier,
       ball,
       step_size,
       steps,
@@ -100,7 +84,7 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_pgd_without_random_start(self):
     images = self.images.astype("f8")
-    expected = numpy_pgd(images, images, self.labels, self.weights, L2(0.5), 0.2, 3)
+    expected = numpy_pgd(images, images, self.labels, self.classifier, L2(0.5), 0.2, 3)
     attack = PGD(L2(0.5), 0.2, 3, random_start=False)
     self.assertAllClose(self.attacked(attack), expected, rtol=0, atol=2e-6)
 
@@ -111,7 +95,7 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
       self.images.astype("f8"),
       start.astype("f8"),
       self.labels,
-      self.weights,
+      self.classifier,
       ball,
       0.125,
       1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
-from numpy_attacks import length, numeric_gradient, project, steepest
+from numpy_attacks import TanhNetwork, length, numeric_gradient, project, steepest
 
 from dat_tf import hashing
 from dat_tf.attacks import L1, L2, PGD, LInfinity
@@ -26,41 +26,16 @@ from dat_tf.objectives import (
 SHAPE, SIZE, CLASSES = (3, 3, 2), 5, 4
 
 
-class Tanh:
-  """tanh(x A) B in NumPy, and its input gradients."""
-
-  def __init__(self, weights):
-    self.first, self.second = weights
-
-  def log_p(self, x):
-    logits = np.tanh(x.reshape(len(x), -1) @ self.first) @ self.second
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-  def losses(self, x, labels):
-    return -self.log_p(x)[np.arange(len(x)), labels]
-
-  def gradient(self, x, labels):
-    hidden = np.tanh(x.reshape(len(x), -1) @ self.first)
-    error = np.exp(self.log_p(x)) - np.eye(CLASSES)[labels]
-    flat = (error @ self.second.T * (1 - hidden**2)) @ self.first.T
-    return flat.reshape(x.shape)
-
-
 class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(0)
-    self.weights = [rng.normal(size=(18, 7)), rng.normal(size=(7, CLASSES))]
-    self.numpy = Tanh(self.weights)
+    self.classifier = TanhNetwork(rng, np.prod(SHAPE), CLASSES, hidden=7)
     images = np.clip(rng.uniform(-0.1, 1.1, size=(SIZE, *SHAPE)), 0, 1)
     self.images = images.astype("f4")
     self.x = self.images.astype("f8")
     self.labels = rng.integers(0, CLASSES, size=SIZE)
     self.keys = hashing.stream_keys(3, tf.range(SIZE))
-
-  def classifier(self, images):
-    first, second = (tf.constant(w, tf.float32) for w in self.weights)
-    return tf.tanh(tf.reshape(images, [-1, 18]) @ first) @ second
 
   def attacked(self, attack, keys=None):
     run = tf.function(
@@ -89,7 +64,7 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
   def test_noise_fgsm(self):
     noise = 2 * hashing.uniform(self.keys, SHAPE).numpy().astype("f8") - 1
     noisy = np.clip(self.x + 0.2 * noise, 0, 1)
-    expected = noisy + 0.1 * np.sign(self.numpy.gradient(noisy, self.labels))
+    expected = noisy + 0.1 * np.sign(self.classifier.gradient(noisy, self.labels))
     result = self.attacked(NFGSM(0.1, noise=2.0))
     self.assertAllClose(result, np.clip(expected, 0, 1), rtol=0, atol=2e-6)
     # It leaves the ball of FGSM, and may.
@@ -100,7 +75,7 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
     moved = self.start(ball) if random_start else self.x
     momentum = 0
     for _ in range(4):
-      g = self.numpy.gradient(moved, self.labels)
+      g = self.classifier.gradient(moved, self.labels)
       momentum = 0.9 * momentum + g / np.abs(g).sum(axis=(1, 2, 3), keepdims=True)
       moved = project(ball, self.x, moved + 0.05 * steepest(ball, momentum))
     attack = MomentumPGD(ball, 0.05, 4, decay=0.9, random_start=random_start)
@@ -117,12 +92,12 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(LInfinity(0.1), L2(0.4))
   def test_ascent_of_the_linearity_violation(self, ball):
-    clean = self.numpy.losses(self.x, self.labels)
-    slope = self.numpy.gradient(self.x, self.labels)
+    clean = self.classifier.losses(self.x, self.labels)
+    slope = self.classifier.gradient(self.x, self.labels)
 
     def gain(moved):
       change = (slope * (moved - self.x)).sum(axis=(1, 2, 3))
-      return np.abs(self.numpy.losses(moved, self.labels) - clean - change)
+      return np.abs(self.classifier.losses(moved, self.labels) - clean - change)
 
     moved = self.start(ball)
     for _ in range(3):
@@ -138,7 +113,8 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
     def gain(moved):
       delta = moved - self.x
       mean = sum(
-        self.numpy.gradient(self.x + k / 10 * delta, self.labels) for k in range(1, 11)
+        self.classifier.gradient(self.x + k / 10 * delta, self.labels)
+        for k in range(1, 11)
       )
       return np.abs(delta * mean / 10).sum(axis=(1, 2, 3))
 
@@ -152,7 +128,7 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
   def test_penalized_ascent(self):
     gamma, moved = 0.7, self.x
     for t in range(6):
-      phi = self.numpy.gradient(moved, self.labels) - 2 * gamma * (moved - self.x)
+      phi = self.classifier.gradient(moved, self.labels) - 2 * gamma * (moved - self.x)
       moved = np.clip(moved + phi / (2 * gamma) / np.sqrt(t + 1), 0, 1)
     result = self.attacked(WRM(gamma, 6))
     self.assertAllClose(result, moved, rtol=0, atol=1e-5)
@@ -181,11 +157,11 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
     threshold = 2.0 * max(0, 1 - step / 100)
     moved, active, taken = start, np.ones(SIZE, bool), np.zeros(SIZE, int)
     for _ in range(steps):
-      g = self.numpy.gradient(moved, self.labels)
+      g = self.classifier.gradient(moved, self.labels)
       ahead = project(ball, self.x, moved + 0.05 * steepest(ball, g))
       moved = np.where(active[:, None, None, None], ahead, moved)
       taken += active
-      criteria.append(condition(moved, self.numpy.gradient(moved, self.labels)))
+      criteria.append(condition(moved, self.classifier.gradient(moved, self.labels)))
       active = active & (criteria[-1] > threshold)
     attack = DynamicPGD(PGD(ball, 0.05, steps), 100, criterion=2.0)
     result = self.attacked(attack.for_batch(self.batch(step)))
@@ -218,7 +194,7 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
     ball = LInfinity(epsilon)
     moved = self.start(ball)
     for _ in range(steps):
-      g = self.numpy.gradient(moved, self.labels)
+      g = self.classifier.gradient(moved, self.labels)
       moved = project(ball, self.x, moved + 0.2 * epsilon * np.sign(g))
     result = self.attacked(attack.for_batch(self.batch(step)))
     self.assertAllClose(result, moved, rtol=0, atol=5e-6)
@@ -252,7 +228,7 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
     images[4] = unknown[4]
     moved = images
     for _ in range(2):
-      g = self.numpy.gradient(moved, self.labels)
+      g = self.classifier.gradient(moved, self.labels)
       moved = project(LInfinity(0.1), self.x, moved + 0.02 * np.sign(g))
     next_ids = [ids[i] for i in order[:4]] + [99]
     second = self.attacked(attack.for_batch(self.batch(1, next_ids)))
