@@ -67,6 +67,7 @@ OTHER = {
   "source_model_path": "source.keras",
   "source_input_range": "0,255",
   "source_probabilities": "true",
+  "logits": "true",
   "probabilities": "true",
   "objective": "alp",
   "clean_weight": "1/3",

@@ -129,6 +129,11 @@ class RangesTest(ConfigCase):
     (["--model_path", "--attacks"], {"model_path": "m", "mode": "evaluate"}),
     (["--model_path", "--mode=evaluate"], {"model_path": "m", "attacks": "fgsm"}),
     (["--probabilities", "--model_path"], {"probabilities": 1}),
+    (["--logits", "--model_path"], {"logits": 1}),
+    *[
+      (["--logits", "--probabilities"], {"logits": both, "probabilities": both})
+      for both in (0, 1)
+    ],
     (["--input_range", "--model_path"], {"input_range": "0,255"}),
     (["--source_input_range", "--source_model_path"], {"source_input_range": "0,255"}),
     (["--source_probabilities", "--source_model_path"], {"source_probabilities": 1}),
@@ -151,7 +156,8 @@ class RangesTest(ConfigCase):
     parse(mode="train", test_data=None, evaluate_every=1, validation_data="v")
     parse(norm="l2", epsilon=3)
     parse(norm="l1", epsilon=12)
-    parse(mode="evaluate", train_data=None, model_path="m", attacks="fgsm")
+    for own in ({}, {"logits": 1}, {"probabilities": 1}):
+      parse(mode="evaluate", train_data=None, model_path="m", attacks="fgsm", **own)
 
   def test_unknown_flags_and_stray_words(self):
     self.assert_refused("--epsilom=0.1", names=["epsilom"])

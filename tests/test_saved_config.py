@@ -26,6 +26,7 @@ MAY_CHANGE = {
   "attacks",
   "evaluation_examples",
   "probe_images",
+  "logits",
   "source_model_path",
   "source_input_range",
   "source_probabilities",
@@ -67,6 +68,7 @@ class SavedTest(ConfigCase):
     # The second time with every flag changed, but for what contradicts another.
     fitting = {
       "export_formats": "",
+      "logits": "false",
       "decay": "step",
       "quantization_scale": "largest",
       "weight_perturbation": 0,
@@ -88,7 +90,7 @@ class SavedTest(ConfigCase):
       common.update(objective="alp")
     if name == "export_formats":
       common.update(mode="export")
-    if name in ("model_path", "input_range", "probabilities"):
+    if name in ("model_path", "input_range", "logits", "probabilities"):
       common.update(model_path="m", mode="evaluate", attacks="fgsm")
     if name in ("source_input_range", "source_probabilities"):
       common.update(source_model_path="m")

@@ -274,6 +274,8 @@ def define_flags(values: flags.FlagValues) -> None:
       "input_range", ["0", "1"],
       "Black and white as that model takes them, as in 0,255.")
   evaluation.switch(
+      "logits", None, "That model gives logits; the default.")
+  evaluation.switch(
       "probabilities", False, "That model gives probabilities instead of logits.")
   evaluation.text(
       "source_model_path", None,

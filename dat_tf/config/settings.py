@@ -22,7 +22,7 @@ from dat_tf.errors import UserError, one_line
 MAY_CHANGE = frozenset({
     "mode", "model_dir", "epochs", "evaluate_every", "early_stopping",
     "test_data", "evaluation_attack_steps", "evaluation_step_size",
-    "attacks", "evaluation_examples", "probe_images",
+    "attacks", "evaluation_examples", "probe_images", "logits",
     "source_model_path", "source_input_range", "source_probabilities",
     "export_formats", "log_every", "pictures", "checkpoints_to_keep",
     "runs", "profile_steps",
@@ -107,8 +107,18 @@ def _check(config: Any) -> None:
       "--model_path needs --mode=evaluate and --attacks, such as --attacks=autoattack.",
     ),
     (
-      (input_range(config) != (0, 1) or config.probabilities) and not config.model_path,
-      "--probabilities and --input_range are of the model of --model_path: name it.",
+      (
+        input_range(config) != (0, 1)
+        or config.logits is not None
+        or config.probabilities
+      )
+      and not config.model_path,
+      "--logits, --probabilities and --input_range are of the model of --model_path: "
+      "name it.",
+    ),
+    (
+      config.logits == config.probabilities,
+      "The model of --model_path gives --logits or --probabilities: drop one.",
     ),
     (
       (
