@@ -3,6 +3,7 @@
 Work is a queue of (example, round of the attack). Batches of fixed shape have slots; a
 slot whose example is broken, or whose round is over, takes the next from the queue,
 while the others go on with their rounds. So what is hard costs, what is easy does not.
+The last examples move together, so that a batch less is run.
 """
 
 from __future__ import annotations
@@ -111,6 +112,11 @@ class Runner:
         if state is None:  # shapes only: all slots are overwritten
           state, fresh = attack.start(examples), np.ones_like(fresh)
         state = self._refill(examples, state, tf.constant(fresh))
+      if self._is_scattered(busy):
+        order = np.argsort(~busy, kind="stable")
+        slots, k, busy = slots[order], k[order], busy[order]
+        move = functools.partial(tf.gather, indices=order)
+        examples, state = tf.nest.map_structure(move, (examples, state))
       steps = min(steps_per_call, attack.num_steps - k[busy].max())
       # A batch without work takes none.
       each = np.where(busy.reshape(_BATCHES, -1).any(axis=1), steps, 0).astype(np.int32)
@@ -122,6 +128,11 @@ class Runner:
         busy &= ~over
         # What an earlier round has broken need not be attacked any further.
         busy &= ~self._is_settled(found, slots[:, 0], slots[:, 1])
+
+  def _is_scattered(self, busy: np.ndarray) -> bool:
+    """Whether fewer batches could hold the slots that are busy."""
+    needed = -(-np.count_nonzero(busy) // self._batch_size)
+    return np.count_nonzero(busy.reshape(_BATCHES, -1).any(axis=1)) > needed
 
   def _run_batches(
     self, examples: iterative.Examples, state: iterative.State, steps: tf.Tensor

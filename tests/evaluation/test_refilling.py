@@ -122,18 +122,19 @@ class RefillingTest(tf.test.TestCase, parameterized.TestCase):
     evaluator = Evaluator(classifier, {"attack": (attack,)}, batch_size=4)
     white, grey = np.ones((16, *SHAPE), "f4"), np.full((16, *SHAPE), 0.2, "f4")
     taken = []
-    for hard in (0, 4, 16):
-      images = np.where(np.arange(16)[:, None, None, None] < hard, grey, white)
-      labels = (np.arange(16) < hard).astype(int)
+    for each in (17, 4, 1):  # which are hard: none, some in either batch, all
+      labels = np.arange(1, 17) % each == 0
+      images = np.where(labels[:, None, None, None], grey, white)
       calls.assign(0)
       _, outcomes = evaluator(images, labels, np.arange(16))
-      self.assertAllEqual(outcomes["attack"].broken, labels == 0)
+      self.assertAllEqual(outcomes["attack"].broken, ~labels)
       taken.append(calls.numpy())
     none, some, every = taken
-    # A look every four steps; each look also at the images as they are and at the end.
+    # A look every four steps, in either batch while there is work for both; and the
+    # images are classified as they are and at the end.
     self.assertLessEqual(none, 4 * 4 + 4 + 4 + 1)
     self.assertGreaterEqual(every, 4 * 40)
-    self.assertLessEqual(some, 40 + 4 * 4 + 4 + 4 + 1)
+    self.assertLessEqual(some, 40 + 5 * 4 + 4 + 4 + 1)
 
   @pytest.mark.long
   def test_restarts_break_more(self):
