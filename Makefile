@@ -26,7 +26,7 @@ test: $(VENV)/.test ## run the tests, except the long ones
 	@$(VENV)/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile -m "not long" $(ARGS)
 
 test-methods: $(VENV)/.test ## run each method on two workers, each attack where its end is known, whole evaluations
-	@$(VENV)/bin/python -m pytest -q --durations=10 -m long $(ARGS) \
+	@$(VENV)/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile -m long $(ARGS) \
 	  tests/objectives/test_conformance.py::ConformanceTest \
 	  tests/evaluation/test_robustness.py::LinearTest \
 	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py
