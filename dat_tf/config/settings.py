@@ -118,7 +118,7 @@ def _check(config: Any) -> None:
     ),
     (
       config.logits == config.probabilities,
-      "The model of --model_path gives --logits or --probabilities: drop one.",
+      "The model of --model_path gives --logits or --probabilities: choose one.",
     ),
     (
       (
