@@ -44,7 +44,7 @@ _SOURCE = flags.DEFINE_string(
   "source", None, "Directory with the four IDX files; else TensorFlow Datasets."
 )
 _NUM_SHARDS = flags.DEFINE_integer(
-  "num_shards", 4, "Files for each of train and test, at least 1.", lower_bound=1
+  "num_shards", 8, "Files for each of train and test, at least 1.", lower_bound=1
 )
 _NUM_LABELED = flags.DEFINE_integer(
   "num_labeled", None, "Training images that keep their labels.", lower_bound=1
