@@ -153,12 +153,8 @@ def _results(directory: str) -> dict[str, Any]:
     return json.load(file)
 
 
-def _percent(value: Optional[float]) -> str:
-  return "" if value is None else f"{value:.1%}"
-
-
-def _seconds(value: Optional[float]) -> str:
-  return "" if value is None else f"{value:.0f}"
+def _cell(value: Optional[float], form: str = ".1%") -> str:
+  return "" if value is None else format(value, form)
 
 
 def main(argv: list[str]) -> None:
@@ -178,14 +174,14 @@ def main(argv: list[str]) -> None:
       {
         "method": name,
         "ball": f"{row['norm']} {row['epsilon']:g}",
-        "clean": _percent(row["standard_accuracy"]),
-        "PGD-50": _percent(row["pgd_50"]),
-        "AutoAttack": _percent(row["autoattack"]),
-        "PGD-50 there": _percent(row["pgd_50_there"]),
-        "certified": _percent(row["certified_accuracy"]),
+        "clean": _cell(row["standard_accuracy"]),
+        "PGD-50": _cell(row["pgd_50"]),
+        "AutoAttack": _cell(row["autoattack"]),
+        "PGD-50 there": _cell(row["pgd_50_there"]),
+        "certified": _cell(row["certified_accuracy"]),
         "s/epoch": f"{row['seconds_per_epoch']:.1f}",
         "time / AT": f"{row['time_over_at']:.2f}",
-        "row [s]": _seconds(row["row_seconds"]),
+        "row [s]": _cell(row["row_seconds"], ".0f"),
       }
     )
   common.report(rows, figures)
