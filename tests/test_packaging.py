@@ -7,10 +7,15 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
+from importlib import metadata
 
+from packaging.requirements import Requirement
 from setuptools import find_packages
+
+from dat_tf import stack
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MAKE = shutil.which("make")
@@ -80,15 +85,33 @@ class PythonChoiceTest(unittest.TestCase):
     self.add_python("python3.9", "3.9.18")
     self.assertIn("python3.9 -m venv", self.make().stdout)
 
+  def test_takes_each_that_is_supported(self) -> None:
+    for minor in range(9, 14):
+      self.add_python("python3", f"3.{minor}.1")
+      self.assertIn("python3 -m venv --clear .venv\n", self.make().stdout)
+
   def test_unsuitable_versions_give_one_sentence(self) -> None:
-    self.add_python("python3", "3.12.1")
+    self.add_python("python3", "3.14.1")
     self.add_python("python", "2.7.18")
     self.assert_refused(
-      self.make(), "3.9, 3.10 or 3.11", "python3 (3.12.1), python (2.7.18)", "PYTHON="
+      self.make(), "3.9 to 3.13", "python3 (3.14.1), python (2.7.18)", "PYTHON="
     )
 
   def test_no_python_gives_one_sentence(self) -> None:
-    self.assert_refused(self.make(), "3.9, 3.10 or 3.11", "found none")
+    self.assert_refused(self.make(), "3.9 to 3.13", "found none")
+
+  def test_each_stack_has_an_environment_of_its_own(self) -> None:
+    self.add_python("python3", "3.11.7")
+    made = self.make("STACK=modern")
+    self.assertIn("python3 -m venv --clear .venv-modern\n", made.stdout)
+    self.assertIn(".venv-modern/bin/python -m pytest", made.stdout)
+    self.assertNotIn("tests/attacks", made.stdout)
+
+  def test_the_nightly_stack_runs_the_quick_tests(self) -> None:
+    self.add_python("python3", "3.11.7")
+    self.assertIn(
+      "tests/attacks tests/communication", self.make("STACK=nightly").stdout
+    )
 
   def test_missing_ensurepip_names_the_package(self) -> None:
     self.add_python("python3", "3.11.2", has_ensurepip=False)
@@ -98,6 +121,11 @@ class PythonChoiceTest(unittest.TestCase):
 
 
 class PackageTest(unittest.TestCase):
+  def setUp(self) -> None:
+    folder = tempfile.TemporaryDirectory()
+    self.addCleanup(folder.cleanup)
+    self.folder = folder.name
+
   def test_every_module_is_installed(self) -> None:
     packages = set(find_packages(str(ROOT), include=["dat_tf", "dat_tf.*"]))
     folders = {
@@ -118,9 +146,54 @@ class PackageTest(unittest.TestCase):
     self.assertEqual(found, others)
 
   def test_python_versions_agree(self) -> None:
-    self.assertIn('python_requires=">=3.9,<3.12"', (ROOT / "setup.py").read_text())
+    (_, first), (_, last) = stack.PYTHONS
+    requires = f'python_requires=">=3.{first},<3.{last + 1}"'
+    self.assertIn(requires, (ROOT / "setup.py").read_text())
     served = re.findall(r"3\.(\d+)\.\*", (ROOT / "Makefile").read_text())
-    self.assertEqual(served, ["9", "10", "11"])
+    self.assertEqual(list(map(int, served)), [*range(first, last + 1)])
+
+  def requirements(self, **environment: str) -> dict[str, set[str]]:
+    """What each Python from 3.9 to 3.13 installs, without extras."""
+    process = subprocess.run(
+      [sys.executable, "setup.py", "-q", "egg_info", f"--egg-base={self.folder}"],
+      cwd=ROOT,
+      env={**os.environ, "DAT_TF_STACK": "", **environment},
+      check=False,
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(process.returncode, 0, process.stderr)
+    folder = pathlib.Path(self.folder, "dat_tf.egg-info")
+    found = [*map(Requirement, metadata.PathDistribution(folder).requires)]
+    return {
+      f"3.{minor}": {
+        f"{each.name}{each.specifier}"
+        for each in found
+        if each.marker is None
+        or each.marker.evaluate({"python_version": f"3.{minor}", "extra": ""})
+      }
+      for minor in range(9, 14)
+    }
+
+  def test_the_python_decides_the_stack(self) -> None:
+    for python, names in self.requirements().items():
+      is_classic = python in ("3.9", "3.10", "3.11")
+      self.assertEqual("tensorflow<2.16,>=2.15" in names, is_classic, python)
+      self.assertEqual("tensorflow-addons==0.23.0" in names, is_classic, python)
+      self.assertEqual("tensorflow<2.22,>=2.18" in names, not is_classic, python)
+      self.assertEqual("tf_keras<2.22,>=2.18" in names, not is_classic, python)
+
+  def test_a_stack_that_was_chosen_holds_for_each_python(self) -> None:
+    for name, tensorflow in (("modern", "<2.22,>=2.18"), ("2.19", "==2.19.*")):
+      for python, names in self.requirements(DAT_TF_STACK=name).items():
+        of_stack = {each for each in names if each.startswith(("tensorflow", "tf_"))}
+        wanted = {f"tensorflow{tensorflow}", f"tf_keras{tensorflow}"}
+        datasets = {each for each in of_stack if each.startswith("tensorflow-datasets")}
+        self.assertEqual(of_stack - datasets, wanted, python)
+
+  def test_a_stack_that_there_is_not(self) -> None:
+    with self.assertRaisesRegex(AssertionError, "DAT_TF_STACK=2.17: choose one of"):
+      self.requirements(DAT_TF_STACK="2.17")
 
 
 if __name__ == "__main__":
