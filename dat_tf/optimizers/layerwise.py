@@ -35,22 +35,26 @@ al. 2017, "Large Batch Training of Convolutional Networks" (LARS).
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import Any, Literal, NoReturn, Union
 
 import tensorflow as tf
 
+from dat_tf import compat
+from dat_tf.compat import keras
 from dat_tf.errors import UserError
 
-with warnings.catch_warnings():
-  # Known and decided: this stack is pinned to the last release of TensorFlow Addons.
-  warnings.filterwarnings(
-    "ignore", r"\s*TensorFlow Addons \(TFA\) has ended development", UserWarning
-  )
-  import tensorflow_addons as tfa
+try:
+  with warnings.catch_warnings():
+    # Known and decided: it is the last release.
+    warnings.filterwarnings(
+      "ignore", r"\s*TensorFlow Addons \(TFA\) has ended development", UserWarning
+    )
+    from tensorflow_addons.optimizers import LAMB as _Engine
+except ImportError:  # beside TensorFlow 2.16 and later
+  from dat_tf.optimizers.adam import DecayedAdam as _Engine
 
-LearningRate = Union[float, tf.keras.optimizers.schedules.LearningRateSchedule]
+LearningRate = Union[float, keras.optimizers.schedules.LearningRateSchedule]
 
 
 def trust_ratio(
@@ -94,7 +98,7 @@ def _add_decay(
   return update + weight_decay * variable if _is_kernel(variable) else update
 
 
-class _LayerRates(tf.keras.optimizers.legacy.Optimizer):
+class _LayerRates(keras.optimizers.legacy.Optimizer):
   """Mixin: a learning rate of its own for each layer.
 
   Attributes:
@@ -107,13 +111,11 @@ class _LayerRates(tf.keras.optimizers.legacy.Optimizer):
     self.rate_factors: dict[str, float] = {}
 
   def _rated(self, update: tf.Tensor, var: tf.Variable) -> tf.Tensor:
-    # A copy on a further replica of this worker has a name of its own.
-    name = re.sub(r"/replica_\d+(?=:)", "", var.name)
-    return self.rate_factors.get(name, 1.0) * update
+    return self.rate_factors.get(compat.name_of_all_copies(var), 1.0) * update
 
 
 def _refuse_sparse(
-  self: tf.keras.optimizers.legacy.Optimizer, *args: Any, **kwargs: Any
+  self: keras.optimizers.legacy.Optimizer, *args: Any, **kwargs: Any
 ) -> NoReturn:
   # The parents' sparse updates know neither the clamp nor the rank rule.
   raise NotImplementedError(
@@ -170,8 +172,8 @@ class _LayerAdaptation(_LayerRates):
     return {**super().get_config(), "norm_bounds": self.norm_bounds}
 
 
-@tf.keras.utils.register_keras_serializable("dat_tf")
-class LAMB(_LayerAdaptation, tfa.optimizers.LAMB):
+@keras.utils.register_keras_serializable("dat_tf")
+class LAMB(_LayerAdaptation, _Engine):
   """LAMB (You et al. 2020, algorithm 2) with clamped layer norms.
 
   With gradient g at step t = 1, 2, ...:
@@ -183,7 +185,8 @@ class LAMB(_LayerAdaptation, tfa.optimizers.LAMB):
 
   The weight decay λ is decoupled: it does not pass through m and v. For tensors of
   rank 0 and 1, λ = 0 and the ratio is 1. With norm_bounds=(0, inf) kernels move
-  exactly as under `tfa.optimizers.LAMB`.
+  exactly as under `tfa.optimizers.LAMB`, from which hyper-parameters and slots come
+  where TensorFlow Addons imports; elsewhere they come from `DecayedAdam`.
 
   Args:
     learning_rate: γ, a number or a schedule of the step.
@@ -216,8 +219,6 @@ class LAMB(_LayerAdaptation, tfa.optimizers.LAMB):
       beta_2,
       epsilon,
       weight_decay,
-      exclude_from_weight_decay=None,
-      exclude_from_layer_adaptation=None,
       norm_bounds=norm_bounds,
       name=name,
       **kwargs,
@@ -226,8 +227,7 @@ class LAMB(_LayerAdaptation, tfa.optimizers.LAMB):
   def _resource_apply_dense(
     self, grad: tf.Tensor, var: tf.Variable, apply_state: dict | None = None
   ) -> tf.Operation:
-    key = var.device, var.dtype.base_dtype
-    coefficients = (apply_state or {}).get(key) or self._fallback_apply_state(*key)
+    coefficients = compat.coefficients(self, var, apply_state)
     beta_1, beta_2 = coefficients["beta_1_t"], coefficients["beta_2_t"]
     m, v = self.get_slot(var, "m"), self.get_slot(var, "v")
     m_t = m.assign(beta_1 * m + (1 - beta_1) * grad)
@@ -239,13 +239,12 @@ class LAMB(_LayerAdaptation, tfa.optimizers.LAMB):
     return var.assign_sub(coefficients["lr_t"] * self._adapt(update, var))
 
   def get_config(self) -> dict[str, Any]:
-    config = super().get_config()
-    del config["exclude_from_weight_decay"], config["exclude_from_layer_adaptation"]
-    return config
+    config = super().get_config().items()
+    return {name: value for name, value in config if not name.startswith("exclude_")}
 
 
-@tf.keras.utils.register_keras_serializable("dat_tf")
-class SGD(_LayerRates, tf.keras.optimizers.legacy.SGD):
+@keras.utils.register_keras_serializable("dat_tf")
+class SGD(_LayerRates, keras.optimizers.legacy.SGD):
   """Momentum SGD with L2 weight decay of kernels.
 
       u  = g + λ θ        (λ = 0 for tensors of rank 0 and 1)
@@ -287,8 +286,8 @@ class SGD(_LayerRates, tf.keras.optimizers.legacy.SGD):
     return {**super().get_config(), "weight_decay": self.weight_decay}
 
 
-@tf.keras.utils.register_keras_serializable("dat_tf")
-class LARS(_LayerAdaptation, tf.keras.optimizers.legacy.SGD):
+@keras.utils.register_keras_serializable("dat_tf")
+class LARS(_LayerAdaptation, keras.optimizers.legacy.SGD):
   """LARS (You et al. 2017, algorithm 1) with clamped layer norms.
 
       u  = g + λ θ
@@ -360,7 +359,7 @@ def make_optimizer(
   beta_2: float = 0.999,
   trust_coefficient: float = 0.001,
   norm_bounds: tuple[float, float] = (0.0, 10.0),
-) -> tf.keras.optimizers.legacy.Optimizer:
+) -> keras.optimizers.legacy.Optimizer:
   """The optimizer of that name, with those of the settings that it has.
 
   Raises:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from dat_tf.compat import keras
 from dat_tf.errors import UserError
 
 
@@ -45,8 +46,8 @@ def scaled_learning_rate(
   return learning_rate * (global_batch_size / reference_batch_size) ** exponents[rule]
 
 
-@tf.keras.utils.register_keras_serializable("dat_tf")
-class WarmupDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
+@keras.utils.register_keras_serializable("dat_tf")
+class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
   """Linear warm-up (Goyal et al. 2017), then a decay.
 
   At step t = 0, 1, ... the rate is peak · warmup(t) · decay(t), with

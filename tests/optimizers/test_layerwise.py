@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import unittest
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +19,7 @@ import dat_tf
 from dat_tf import optimizers
 from dat_tf.errors import UserError
 
+HAS_ADDONS = importlib.util.find_spec("tensorflow_addons") is not None
 NAMES = ("lamb", "lars", "sgd")
 # All exact in float32, as which Keras stores some of them: with float64 variables the
 # optimizers and the references then differ by float64's rounding alone.
@@ -253,6 +256,7 @@ class UpdateTest(tf.test.TestCase, parameterized.TestCase):
     apply(optimizer, {"within": variable}, next(gradients_of_steps(1)))
     self.assertAllEqual(variable, before)
 
+  @unittest.skipUnless(HAS_ADDONS, "TensorFlow Addons is not installed")
   def test_lamb_without_clamp_equals_tensorflow_addons(self):
     import tensorflow_addons as tfa
 
@@ -327,6 +331,7 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(rebuilt.learning_rate.get_config(), schedule.get_config())
 
 
+@unittest.skipUnless(HAS_ADDONS, "TensorFlow Addons is not installed")
 class WarningsTest(tf.test.TestCase):
   def test_only_the_end_of_life_warning_is_hidden(self):
     # Pretending another TensorFlow makes TensorFlow Addons give a second warning.
