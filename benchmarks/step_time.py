@@ -38,6 +38,7 @@ with quiet():
   from dat_tf import config as config_lib
   from dat_tf import training
   from dat_tf.cluster import Cluster
+  from dat_tf.compat import keras, takes_tensors
   from dat_tf.data import writing
   from dat_tf.models import make_model
   from dat_tf.monitoring import Progress
@@ -97,10 +98,9 @@ def bare_loop(
   return run
 
 
-class _Timer(tf.keras.callbacks.Callback):
+@takes_tensors
+class _Timer(keras.callbacks.Callback):
   """Seconds from the end of an epoch's first step to the end of its last."""
-
-  _supports_tf_logs = True
 
   def on_train_batch_end(self, batch: int, logs: object = None) -> None:
     now = time.perf_counter()

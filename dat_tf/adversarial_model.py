@@ -18,10 +18,11 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
+from dat_tf import compat, hashing
 from dat_tf.agreement import Agreement, AverageStatistics
 from dat_tf.attacks.interleaved import Interleaved, Pass
 from dat_tf.communication import AllReduce, MeanAllReduce
+from dat_tf.compat import keras
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
 from dat_tf.models.averaging import WeightAverage
@@ -39,7 +40,7 @@ Attack = Callable[..., tf.Tensor]
 NON_FINITE = "The loss or its gradient is not finite at step"
 
 
-class AdversarialModel(tf.keras.Model):
+class AdversarialModel(keras.Model):
   """Trains a classifier on the min-max problem of DAT, on all replicas of a strategy.
 
   One step, on every replica at once (Zhang et al., UAI 2022): attack the
@@ -70,7 +71,7 @@ class AdversarialModel(tf.keras.Model):
 
   def __init__(
     self,
-    classifier: tf.keras.Model,
+    classifier: keras.Model,
     attack: Union[Attack, Interleaved, None],
     objective: Optional[Objective] = None,
     all_reduce: Optional[AllReduce] = None,
@@ -130,9 +131,7 @@ class AdversarialModel(tf.keras.Model):
     self._prepare, self._accumulation = prepare, accumulation
     self._clip_norm, self.average = clip_norm, average
     self._uses_xla = jit_compile  # Keras has a `_jit_compile` of its own
-    # All replicas return the same figures; to add them up, Keras would send each of
-    # them through a collective of its own in every step.
-    self.distribute_reduction_method = "first"
+    compat.report_first_replica(self)
     self._totals = tf.Variable(
       tf.zeros(6),
       trainable=False,
@@ -279,7 +278,7 @@ class AdversarialModel(tf.keras.Model):
 
   def fit(
     self, *args: Any, callbacks: Sequence[Any] = (), **kwargs: Any
-  ) -> tf.keras.callbacks.History:
+  ) -> keras.callbacks.History:
     """As `tf.keras.Model.fit`; callbacks of all workers agree at each epoch's end."""
     callbacks = [AverageStatistics(), *callbacks, Agreement()]
     return super().fit(*args, callbacks=callbacks, **kwargs)
@@ -349,7 +348,7 @@ class AdversarialModel(tf.keras.Model):
         step,
         data["example_id"],
       )
-    images, labels, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
+    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     images = _checked_images(images)
     if (
       labels.shape.rank == 2 and labels.shape[-1] == 1

@@ -6,20 +6,21 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
+from dat_tf.compat import keras, takes_tensors
 
-class AverageStatistics(tf.keras.callbacks.Callback):
+
+class AverageStatistics(keras.callbacks.Callback):
   """First of all callbacks: those after it may read every variable locally."""
 
   def on_epoch_end(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
     self.model.average_statistics()
 
 
-class Agreement(tf.keras.callbacks.Callback):
+@takes_tensors
+class Agreement(keras.callbacks.Callback):
   """Last of all callbacks: what the others decided is made the same on all workers."""
 
   # Without this Keras waits for each step's figures before the next one may start.
-  _supports_tf_logs = True
-
   def on_train_begin(self, logs: Optional[dict[str, Any]] = None) -> None:
     self._stop = False
 
@@ -33,7 +34,7 @@ class Agreement(tf.keras.callbacks.Callback):
   def on_epoch_end(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
     optimizer = self.model.optimizer
     follow = not isinstance(
-      optimizer.learning_rate, tf.keras.optimizers.schedules.LearningRateSchedule
+      optimizer.learning_rate, keras.optimizers.schedules.LearningRateSchedule
     )
     stop, learning_rate = self._agree(
       tf.constant(float(self._stop or self.model.stop_training)),

@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from dat_tf.compat import keras, local_value
+
 
 class Checkpoints:
   """The newest few checkpoints of a run: weights, optimizer and number of epochs done.
@@ -69,7 +71,7 @@ class Checkpoints:
     manager.save(checkpoint_number=epochs)
 
 
-def copy_weights(source: tf.keras.Model, target: tf.keras.Model) -> None:
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
   """Gives a plain model, which belongs to no strategy, a distributed model's weights.
 
   One worker alone can then run it and save it. The weights are this replica's own and
@@ -81,11 +83,10 @@ def copy_weights(source: tf.keras.Model, target: tf.keras.Model) -> None:
     target: `tf.keras.models.clone_model(source)`, made outside of the strategy's scope.
   """
   for variable, copied in zip(source.weights, target.weights):
-    replicas = getattr(variable, "values", [variable])
-    copied.assign(replicas[0].read_value())
+    copied.assign(local_value(variable))
 
 
-def fingerprint(classifier: tf.keras.Model) -> str:
+def fingerprint(classifier: keras.Model) -> str:
   """A hash of a plain model's weights."""
   digest = hashlib.sha256()
   for weight in classifier.get_weights():

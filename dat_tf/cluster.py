@@ -23,12 +23,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dat_tf import compat
 from dat_tf.errors import UserError
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
-# Seconds after which a silent worker is taken for dead.
+# Seconds after which a silent worker is taken for dead. A worker that ends is noticed
+# at once, by its connections.
 _SILENCE = 60
 
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
@@ -141,30 +143,12 @@ def make_strategy(
     rpc_layer="grpc",
   )
   if several:
-    _bear_silence(cluster.num_workers)
+    compat.bear_silence(cluster.num_workers, _SILENCE)
   strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
   # TensorFlow has now set its own handler for SIGTERM, which only takes note of it: a
   # worker could not be asked to end.
   signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
   return strategy
-
-
-def _bear_silence(num_workers: int) -> None:
-  """Lets a worker be silent for longer before the others take it for dead.
-
-  TensorFlow's 10 s are little where processes share cores, or where a host swaps. A
-  worker that ends is noticed at once, by its connections.
-  """
-  # There is no public way to set it: this is what the strategy would do otherwise.
-  from tensorflow.python.eager import context
-  from tensorflow.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
-
-  context.context().configure_coordination_service(
-    service_type="standalone",
-    service_leader="/job:worker/replica:0/task:0",
-    heartbeat_timeout_in_ms=1000 * _SILENCE,
-    coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=num_workers)],
-  )
 
 
 def num_cores() -> int:
@@ -194,7 +178,7 @@ def all_workers_texts(strategy: tf.distribute.Strategy, text: str) -> list[str]:
   gathered = _gather(strategy)(tf.constant([*encoded.ljust(length)], tf.int64))
   # Replicas of one worker all have its text.
   replicas = gathered.numpy().reshape(strategy.num_replicas_in_sync, length)
-  firsts = replicas[:: len(strategy.extended.worker_devices)]
+  firsts = replicas[:: compat.local_replicas(strategy)]
   return [bytes(row.tolist()).decode().rstrip() for row in firsts]
 
 

@@ -7,9 +7,10 @@ from typing import Any, Optional
 import tensorflow as tf
 
 from dat_tf.checkpointing import Checkpoints
+from dat_tf.compat import keras
 
 
-class EarlyStopping(tf.keras.callbacks.Callback):
+class EarlyStopping(keras.callbacks.Callback):
   """Keeps the weights with the best robust accuracy on validation data.
 
   Robust accuracy on new images often falls again in the later part of training, while
@@ -23,7 +24,7 @@ class EarlyStopping(tf.keras.callbacks.Callback):
   """
 
   def __init__(
-    self, directory: str, classifier: tf.keras.Model, patience: int, is_chief: bool
+    self, directory: str, classifier: keras.Model, patience: int, is_chief: bool
   ):
     """Looks up the best so far.
 

@@ -13,7 +13,7 @@ from typing import Any, Optional
 import tensorflow as tf
 from absl import flags
 
-from dat_tf import checkpointing, files, parts
+from dat_tf import checkpointing, files, parts, stack
 from dat_tf import config as config_lib
 from dat_tf.config import methods
 from dat_tf.data import pipeline, records, shards
@@ -242,6 +242,7 @@ def _write_accuracies(
       "standard_accuracy": standard,
       "robust_accuracy": accuracies,
       **({} if certified is None else {"certified_accuracy": certified}),
+      "evaluated_with": stack.versions(),
       "test_examples": test_examples,
       "norm": run.config.norm,
       "epsilon": run.config.epsilon,

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from dat_tf import startup
+from dat_tf.compat import keras
 from dat_tf.errors import UserError
 
 # A further form's file or directory, beside `export`.
@@ -27,7 +28,7 @@ FORMATS = {
 _Logits = Callable[[np.ndarray], np.ndarray]
 
 
-def export(classifier: tf.keras.Model, directory: str) -> None:
+def export(classifier: keras.Model, directory: str) -> None:
   """Writes a plain Keras model that `tf.keras.models.load_model` opens anywhere.
 
   Args:
@@ -37,9 +38,7 @@ def export(classifier: tf.keras.Model, directory: str) -> None:
       file by file.
   """
   # Keras warns of a model that was never compiled.
-  classifier.compile(
-    loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-  )
+  classifier.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
   _replace(
     directory,
     lambda path: classifier.save(path, include_optimizer=False, save_format="tf"),
@@ -47,7 +46,7 @@ def export(classifier: tf.keras.Model, directory: str) -> None:
 
 
 def export_formats(
-  classifier: tf.keras.Model, model_dir: str, formats: Sequence[str]
+  classifier: keras.Model, model_dir: str, formats: Sequence[str]
 ) -> list[str]:
   """Writes a classifier in further forms, once each gives the classifier's logits.
 
@@ -94,13 +93,13 @@ def check_packages(formats: Sequence[str]) -> None:
     )
 
 
-def _keras(classifier: tf.keras.Model, path: str) -> _Logits:
+def _keras(classifier: keras.Model, path: str) -> _Logits:
   classifier.save(path, save_format="keras")
-  model = tf.keras.models.load_model(path, compile=False)
+  model = keras.models.load_model(path, compile=False)
   return lambda images: model(images, training=False).numpy()
 
 
-def _serving(classifier: tf.keras.Model, path: str) -> _Logits:
+def _serving(classifier: keras.Model, path: str) -> _Logits:
   shape = [None, *classifier.input_shape[1:]]
 
   @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="image")])
@@ -116,7 +115,7 @@ def _serving(classifier: tf.keras.Model, path: str) -> _Logits:
   return lambda images: signature(image=tf.constant(images))["logits"].numpy()
 
 
-def _tflite(classifier: tf.keras.Model, path: str) -> _Logits:
+def _tflite(classifier: keras.Model, path: str) -> _Logits:
   try:
     with startup.quiet(re.compile(b"")):  # a summary of what it may convert
       content = tf.lite.TFLiteConverter.from_keras_model(classifier).convert()
@@ -140,7 +139,7 @@ def _tflite(classifier: tf.keras.Model, path: str) -> _Logits:
   return logits
 
 
-def _onnx(classifier: tf.keras.Model, path: str) -> _Logits:
+def _onnx(classifier: keras.Model, path: str) -> _Logits:
   import onnxruntime
   import tf2onnx
 
@@ -154,7 +153,7 @@ def _onnx(classifier: tf.keras.Model, path: str) -> _Logits:
   return lambda images: session.run(None, {"image": images})[0]
 
 
-_WRITERS: dict[str, Callable[[tf.keras.Model, str], _Logits]] = {
+_WRITERS: dict[str, Callable[[keras.Model, str], _Logits]] = {
   "keras": _keras,
   "serving": _serving,
   "tflite": _tflite,

@@ -9,12 +9,13 @@ import tensorflow as tf
 
 from dat_tf import config as config_lib
 from dat_tf import models
+from dat_tf.compat import keras
 from dat_tf.errors import UserError, one_line
 
 
 def source_model(
   initialize_from: str, name: str, image_shape: tuple[int, ...]
-) -> tf.keras.Model:
+) -> keras.Model:
   """A plain Keras model with the weights that --initialize_from stands for.
 
   Args:
@@ -47,10 +48,10 @@ def source_model(
     tf.train.Checkpoint(classifier=model).restore(newest).expect_partial()
     return model
   try:
-    model = tf.keras.models.load_model(
+    model = keras.models.load_model(
       export if is_run else initialize_from, compile=False
     )
-    if not isinstance(model, tf.keras.Model):
+    if not isinstance(model, keras.Model):
       raise ValueError("a SavedModel that Keras did not write")
   except Exception as error:  # a model's own layers may fail in any way
     raise UserError(

@@ -22,6 +22,7 @@ from dat_tf.communication import (
   choice,
   quantizers,
 )
+from dat_tf.compat import keras
 from dat_tf.config import methods
 from dat_tf.data import augment, pipeline
 from dat_tf.models import transfer
@@ -31,7 +32,7 @@ from dat_tf.objectives import mixing
 
 def make_attack(
   config: flags.FlagValues,
-  classifier: tf.keras.Model,
+  classifier: keras.Model,
   batch_shape: tuple[int, ...],
   steps_per_epoch: int,
 ) -> Union[Attack, attacks.Interleaved, None]:
@@ -168,7 +169,7 @@ def make_preparation(
 
 
 def make_average(
-  config: flags.FlagValues, classifier: tf.keras.Model, steps_per_epoch: int
+  config: flags.FlagValues, classifier: keras.Model, steps_per_epoch: int
 ) -> Optional[WeightAverage]:
   """The average of the weights, made in the strategy's scope; None keeps none."""
   if config.weight_average == "exponential":
@@ -239,8 +240,8 @@ def make_all_reduce(
 
 
 def make_optimizer(
-  config: flags.FlagValues, classifier: tf.keras.Model, steps_per_epoch: int
-) -> tf.keras.optimizers.legacy.Optimizer:
+  config: flags.FlagValues, classifier: keras.Model, steps_per_epoch: int
+) -> keras.optimizers.legacy.Optimizer:
   """The optimizer, its learning rates scaled to batch and layer, and scheduled."""
   schedule = optimizers.WarmupDecay(
     optimizers.scaled_learning_rate(

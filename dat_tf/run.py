@@ -23,11 +23,12 @@ from typing import Any
 import tensorflow as tf
 from absl import flags
 
-from dat_tf import checkpointing, exporting, parts, startup
+from dat_tf import checkpointing, compat, exporting, parts, stack, startup
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
 from dat_tf.communication import QuantizedAllReduce, quantizers
+from dat_tf.compat import keras
 from dat_tf.config import methods
 from dat_tf.data import records
 from dat_tf.early_stopping import EarlyStopping
@@ -59,9 +60,11 @@ class Run:
   def __init__(self, config: flags.FlagValues, cluster: cluster_lib.Cluster):
     """Opens the data and builds the model; nothing is written yet."""
     self.config, self.cluster = config, cluster
-    if config.communication == "nccl" and not tf.config.list_physical_devices("GPU"):
+    with startup.quiet():  # TensorFlow looks for CUDA now
+      has_gpus = bool(tf.config.list_physical_devices("GPU"))
+    if config.communication == "nccl" and not has_gpus:
       raise UserError("--communication=nccl needs GPUs, and none is here: use ring.")
-    tf.keras.utils.set_random_seed(config.seed)
+    keras.utils.set_random_seed(config.seed)
     self._options = cluster_lib.communication_options(
       config.communication,
       config.bytes_per_pack,
@@ -70,9 +73,11 @@ class Run:
     self.strategy = cluster_lib.make_strategy(cluster, self._options)
     self._replicas = self.strategy.num_replicas_in_sync
     self.watchdog = Watchdog(config.collective_timeout, cluster.index)
-    config_lib.check_same(
-      cluster_lib.all_workers_texts(self.strategy, config_lib.to_text(config))
-    )
+    for text, check in (
+      (stack.to_text(), stack.check_same),
+      (config_lib.to_text(config), config_lib.check_same),
+    ):
+      check(cluster_lib.all_workers_texts(self.strategy, text))
     surplus = config.global_batch_size % self._replicas
     if surplus:
       raise UserError(
@@ -115,7 +120,7 @@ class Run:
 
   def _build(
     self, image_shape: tuple[int, ...]
-  ) -> tuple[AdversarialModel, tf.keras.Model]:
+  ) -> tuple[AdversarialModel, keras.Model]:
     """The distributed model, and a plain copy of its classifier."""
     config, steps = self.config, self.inputs.steps_per_epoch
     batch_shape = config.global_batch_size // self._replicas, *image_shape
@@ -153,8 +158,8 @@ class Run:
       model.compile(optimizer=parts.make_optimizer(config, classifier, steps))
       if self.inputs.train:
         # Slots made now are restored now.
-        model.optimizer._create_all_weights(classifier.trainable_variables)
-    return model, tf.keras.models.clone_model(model.classifier)
+        compat.make_slots(model.optimizer, classifier.trainable_variables)
+    return model, keras.models.clone_model(model.classifier)
 
   @property
   def bytes_sent_per_step(self) -> int:
@@ -231,8 +236,9 @@ class Run:
     options = tf.distribute.InputOptions(
       experimental_fetch_to_device=bool(tf.config.list_logical_devices("GPU"))
     )
-    return _iterated_quietly(
-      self.strategy.distribute_datasets_from_function(lambda context: dataset, options)
+    return compat.quiet_iterator(
+      self.strategy.distribute_datasets_from_function(lambda context: dataset, options),
+      startup.quiet,
     )
 
   @contextlib.contextmanager
@@ -270,17 +276,3 @@ class Run:
   def write_results(self, figures: dict[str, Any]) -> None:
     if self.cluster.is_chief:
       update_results(os.path.join(self.config.model_dir, "results.json"), figures)
-
-
-def _iterated_quietly(
-  dataset: tf.distribute.DistributedDataset,
-) -> tf.distribute.DistributedDataset:
-  """Drops the warning that tf.data gives of tf.distribute's own kind of iterator."""
-
-  class Quiet(type(dataset)):  # type: ignore[misc]
-    def __iter__(self) -> Any:
-      with startup.quiet():
-        return super().__iter__()
-
-  dataset.__class__ = Quiet
-  return dataset

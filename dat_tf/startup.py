@@ -13,24 +13,14 @@ from typing import Callable, Optional
 
 from absl import app, flags
 
+from dat_tf.compat import NOISE
 from dat_tf.errors import UserError, exit_on_user_error
 
-# Printed by TensorFlow 2.15 whatever the machine: when it is imported its CUDA plug-ins
-# register themselves twice, and oneDNN and the CPU's instructions are announced; when
-# data is distributed, tf.data says of tf.distribute's iterator that it will not be
-# optimised; XLA announces its service, its device and its first use.
-_NOISE = re.compile(
-  rb"Unable to register cu\w+ factory|oneDNN custom operations|cpu_feature_guard"
-  rb"|To enable the following instructions|Could not find cuda drivers|TF-TRT Warning"
-  rb"|Input of GeneratorDatasetOp::Dataset will not be optimized"
-  rb"|log messages before absl::InitializeLog|XLA service|StreamExecutor device"
-  rb"|Compiled cluster using XLA|SetPriority unimplemented"
-)
 _NOTHING = re.compile(rb"(?!)")
 
 
 @contextlib.contextmanager
-def quiet(noise: re.Pattern[bytes] = _NOISE) -> Iterator[None]:
+def quiet(noise: re.Pattern[bytes] = NOISE) -> Iterator[None]:
   """While it lasts, lines on stderr in which `noise` is found are dropped.
 
   By default it is what TensorFlow is known to print.

@@ -10,9 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from dat_tf import checkpointing, hashing, initialization
+from dat_tf import checkpointing, hashing, initialization, stack
 from dat_tf import config as config_lib
 from dat_tf.communication import MeanAllReduce
+from dat_tf.compat import keras
 from dat_tf.config import methods
 from dat_tf.models import transfer
 from dat_tf.monitoring import (
@@ -37,6 +38,7 @@ def train(run: Run) -> None:
     **({"certified_accuracy": None} if config.objective in methods.CERTIFIED else {}),
     "warnings": [],
     "probed_images": 0,
+    "trained_with": stack.versions(),
     "epochs": first_epoch,
     "global_batch_size": config.global_batch_size,
     "num_workers": run.cluster.num_workers,
@@ -75,11 +77,11 @@ def train(run: Run) -> None:
       "validation_steps": source.steps,
       "validation_freq": config.evaluate_every,
     }
-  callbacks: list[tf.keras.callbacks.Callback] = [
+  callbacks: list[keras.callbacks.Callback] = [
     run.watchdog,
     # Before the checkpoint: a run that is stopped between them does the epoch again.
     *([stopping] if stopping else []),
-    tf.keras.callbacks.LambdaCallback(on_epoch_end=functools.partial(_save, run)),
+    keras.callbacks.LambdaCallback(on_epoch_end=functools.partial(_save, run)),
   ]
   progress = Progress(config.epochs * steps, first_epoch * steps)
   if run.cluster.is_chief:
@@ -127,7 +129,7 @@ def _save(run: Run, epoch: int, logs: Any) -> None:
   run.checkpoints.save(epoch + 1)
 
 
-def watchers(run: Run) -> list[tf.keras.callbacks.Callback]:
+def watchers(run: Run) -> list[keras.callbacks.Callback]:
   """The callbacks that keep what TensorBoard shows, for the chief."""
   config, source = run.config, run.inputs.train
   assert source is not None

@@ -8,10 +8,11 @@ import threading
 import time
 from typing import Any, Optional
 
-import tensorflow as tf
+from dat_tf.compat import keras, takes_tensors
 
 
-class Watchdog(tf.keras.callbacks.Callback):
+@takes_tensors
+class Watchdog(keras.callbacks.Callback):
   """Ends this process, with one line and code 1, once a step takes too long.
 
   A worker that ends or falls silent is noticed by TensorFlow; one that lives, but waits
@@ -19,8 +20,6 @@ class Watchdog(tf.keras.callbacks.Callback):
   their own, but TensorFlow 2.15 then keeps a thread asleep for each of them until its
   time is over: with 600 s and a few short steps a second, many thousands.
   """
-
-  _supports_tf_logs = True  # Keras need not wait for each step's figures
 
   def __init__(self, seconds: float, worker: int):
     """Starts to watch, from another thread.

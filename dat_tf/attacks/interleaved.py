@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import tensorflow as tf
 
 from dat_tf.attacks import norms
+from dat_tf.compat import keras
 from dat_tf.errors import UserError
 from dat_tf.objectives.objective import Batch, Evaluated
 
@@ -130,7 +131,7 @@ class YOPO(Interleaved):
 
   def __init__(
     self,
-    classifier: tf.keras.Model,
+    classifier: keras.Model,
     ball: norms.Ball,
     step_size: float,
     passes: int = 5,
@@ -201,9 +202,9 @@ class YOPO(Interleaved):
 class _Recorded:
   """A split classifier that keeps the features of its last training pass."""
 
-  classifier: tf.keras.Model
-  first: tf.keras.Model
-  rest: tf.keras.Model
+  classifier: keras.Model
+  first: keras.Model
+  rest: keras.Model
   features: Any = None
 
   @property
@@ -217,7 +218,7 @@ class _Recorded:
     return self.rest(features, training=training)
 
 
-def split(classifier: tf.keras.Model) -> tuple[tf.keras.Model, tf.keras.Model]:
+def split(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
   """Two models, which share the classifier's layers: up to its first weights, and on.
 
   Raises:
@@ -229,13 +230,13 @@ def split(classifier: tf.keras.Model) -> tuple[tf.keras.Model, tf.keras.Model]:
   for layer in classifier.layers:
     if not layer.trainable_weights:
       continue
-    if isinstance(layer, tf.keras.Model):
+    if isinstance(layer, keras.Model):
       raise _unsplittable(
         classifier, f"its first weights are inside the network {layer.name}"
       )
     try:
-      first = tf.keras.Model(classifier.inputs, layer.output)
-      return first, tf.keras.Model(layer.output, classifier.outputs[0])
+      first = keras.Model(classifier.inputs, layer.output)
+      return first, keras.Model(layer.output, classifier.outputs[0])
     except (AttributeError, ValueError):
       raise _unsplittable(
         classifier, f"the image also passes by its first layer {layer.name}"
@@ -243,7 +244,7 @@ def split(classifier: tf.keras.Model) -> tuple[tf.keras.Model, tf.keras.Model]:
   raise _unsplittable(classifier, "it has no layer with weights")
 
 
-def _unsplittable(classifier: tf.keras.Model, reason: str) -> UserError:
+def _unsplittable(classifier: keras.Model, reason: str) -> UserError:
   return UserError(
     f"YOPO cannot split the network {classifier.name}: {reason}; choose a network such "
     "as preact_resnet18, or PGD."

@@ -17,6 +17,8 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
+from dat_tf import compat
+
 # Away from the keys that tf.distribute counts up from 1.
 _ACROSS = 1_000_000
 _WITHIN = 2_000_000
@@ -114,7 +116,7 @@ def groups(
   context = tf.distribute.get_replica_context()
   replicas = 1
   if context.num_replicas_in_sync > 1:
-    replicas = len(context.strategy.extended.worker_devices)
+    replicas = compat.local_replicas(context.strategy)
   workers = context.num_replicas_in_sync // replicas
   replica = int(tf.get_static_value(tf.identity(context.replica_id_in_sync_group)))
   worker, rank = divmod(replica, replicas)

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from absl import flags
 
-from dat_tf import files
+from dat_tf import files, stack
 from dat_tf.config import methods
 from dat_tf.config.definitions import EXPORT_FORMATS, define_flags
 from dat_tf.errors import UserError, one_line
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   Args:
     argv: the program's name and its arguments, as in sys.argv. What stands there beats
       what stands in the flagfiles, wherever --flagfile=... is. `--help` prints all
-      flags and ends the program.
+      flags, `--version` the versions of the software; both end the program.
 
   Returns:
     An object with an attribute for each flag.
@@ -54,6 +54,9 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   define_flags(values)
   if "--help" in argv:
     print(values.get_help())
+    raise SystemExit(0)
+  if "--version" in argv:
+    print(stack.describe(stack.versions()))
     raise SystemExit(0)
   try:
     flagfiles_first = sorted(argv[1:], key=lambda w: not w.startswith("--flagfile="))

@@ -25,6 +25,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from dat_tf import compat
 from dat_tf.errors import UserError, exit_on_user_error
 from dat_tf.startup import quiet
 
@@ -132,7 +133,7 @@ def main(argv: Sequence[str]) -> NoReturn:
       _service.WorkerConfig(address, own, data_transfer_address=own)
     )
     servers.append(worker)
-    port = worker._address.rpartition(":")[2]
+    port = compat.port(worker)
     print(f"worker {index} at {options.host}:{port}", flush=True)
   ended.wait()
   # They keep nothing, and to stop them waits for their clients, at times for long.

@@ -13,6 +13,8 @@ from typing import Any, Callable
 import numpy as np
 import tensorflow as tf
 
+from dat_tf import compat
+from dat_tf.compat import keras
 from dat_tf.errors import UserError
 from dat_tf.evaluation.robustness import finite
 
@@ -145,10 +147,9 @@ class UserModel:
   def _load(self) -> tuple[Callable[[tf.Tensor], tf.Tensor], Any]:
     """The model's function of its own pixels, and the shape that it takes, if known."""
     saved = os.path.join(self._path, "saved_model.pb")
-    of_keras = os.path.join(self._path, "keras_metadata.pb")
-    if tf.io.gfile.exists(saved) and not tf.io.gfile.exists(of_keras):
+    if tf.io.gfile.exists(saved) and not compat.is_written_by_keras_2(self._path):
       return self._from_signature(tf.saved_model.load(self._path))
-    model = tf.keras.models.load_model(self._path, compile=False)
+    model = keras.models.load_model(self._path, compile=False)
     inputs = getattr(model, "inputs", None) or [None]
     if len(inputs) > 1:
       raise self._mistake(f"it has {len(inputs)} inputs", "give one that takes images")

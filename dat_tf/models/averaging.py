@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from dat_tf.compat import keras, local_value
+
 
 class WeightAverage(tf.Module):
   """A running average of all weights, batch-norm statistics among them.
@@ -28,7 +30,7 @@ class WeightAverage(tf.Module):
 
   def __init__(
     self,
-    classifier: tf.keras.Model,
+    classifier: keras.Model,
     decay: float = 0.995,
     start: int = 0,
     every: int = 1,
@@ -73,13 +75,13 @@ class WeightAverage(tf.Module):
     To be used outside of replicas. All workers must use it together if they do
     something together meanwhile. As long as nothing has been counted the weights stay.
     """
-    if not int(_local(self._counted)):
+    if not int(local_value(self._counted)):
       yield
       return
-    own = [_local(weight) for weight in self._weights]
+    own = [local_value(weight) for weight in self._weights]
     try:
       for weight, average in zip(self._weights, self._averages):
-        weight.assign(_local(average))
+        weight.assign(local_value(average))
       yield
     finally:
       for weight, value in zip(self._weights, own):
@@ -95,8 +97,3 @@ def _own_variable(value: tf.Tensor, name: str) -> tf.Variable:
     aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     name=name,
   )
-
-
-def _local(variable: tf.Variable) -> tf.Tensor:
-  """A variable's value on this worker, without a collective."""
-  return getattr(variable, "values", [variable])[0].read_value()

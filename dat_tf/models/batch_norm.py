@@ -21,11 +21,13 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from dat_tf.compat import keras
+
 MOMENTUM = 0.9  # of the networks of this package
 
 
 @contextlib.contextmanager
-def warmed_up_momentum(model: tf.keras.Model, step: tf.Tensor) -> Iterator[None]:
+def warmed_up_momentum(model: keras.Model, step: tf.Tensor) -> Iterator[None]:
   """While it lasts, batch-norm layers that are traced use the momentum of `step`.
 
   The layers' own momentum, and so their configuration, comes back at the end.
@@ -52,7 +54,7 @@ def _has_momentum(layer: tf.Module) -> bool:
   return hasattr(layer, "moving_mean") and hasattr(layer, "momentum")
 
 
-def statistics(model: tf.keras.Model) -> list[tf.Variable]:
+def statistics(model: keras.Model) -> list[tf.Variable]:
   """The variables that each replica keeps for itself, such as moving averages."""
   return [
     variable

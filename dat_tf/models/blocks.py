@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dat_tf.compat import keras
 from dat_tf.models import batch_norm
 
-layers = tf.keras.layers
+layers = keras.layers
 
 # Per-channel mean and variance of the training images, pixels in [0, 1].
 CIFAR = (

@@ -23,9 +23,10 @@ from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
+from dat_tf.compat import keras, layer_and_inputs
 from dat_tf.errors import UserError
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 class Interval(NamedTuple):
@@ -131,13 +132,13 @@ class _Step:
     return Interval(centre - radius, centre + radius)
 
 
-def check(model: tf.keras.Model) -> None:
+def check(model: keras.Model) -> None:
   """Raises UserError if a layer of the model has no bounds."""
   _steps(model)
 
 
 def interval_margins(
-  model: tf.keras.Model, lower: tf.Tensor, upper: tf.Tensor, labels: tf.Tensor
+  model: keras.Model, lower: tf.Tensor, upper: tf.Tensor, labels: tf.Tensor
 ) -> tf.Tensor:
   """Upper bounds of the margins z_k - z_y by intervals (IBP).
 
@@ -178,7 +179,7 @@ def interval_margins(
 
 
 def linear_margins(
-  model: tf.keras.Model, lower: tf.Tensor, upper: tf.Tensor, labels: tf.Tensor
+  model: keras.Model, lower: tf.Tensor, upper: tf.Tensor, labels: tf.Tensor
 ) -> tf.Tensor:
   """Upper bounds of the margins z_k - z_y by CROWN-IBP.
 
@@ -285,7 +286,7 @@ def _total(x: tf.Tensor) -> tf.Tensor:
   return tf.reduce_sum(x, axis=list(range(2, x.shape.rank)))
 
 
-def _steps(model: tf.keras.Model) -> list[_Step]:
+def _steps(model: keras.Model) -> list[_Step]:
   """The functions of a network in order, those of networks inside it too."""
   steps: list[_Step] = []
 
@@ -294,7 +295,7 @@ def _steps(model: tf.keras.Model) -> list[_Step]:
     return len(steps)
 
   def add_layer(layer: Any, inputs: list[int]) -> int:
-    if isinstance(layer, tf.keras.Model):
+    if isinstance(layer, keras.Model):
       return add_model(layer, inputs)
     if layer.compute_dtype != "float32":
       raise UserError(
@@ -318,7 +319,7 @@ def _steps(model: tf.keras.Model) -> list[_Step]:
       f"{', '.join(names)}: choose a network of those, such as plain_cnn."
     )
 
-  def add_model(network: tf.keras.Model, inputs: list[int]) -> int:
+  def add_model(network: keras.Model, inputs: list[int]) -> int:
     if not network.inputs:
       raise UserError(
         f"There are no bounds for the network {network.name}, which is no graph of "
@@ -328,8 +329,7 @@ def _steps(model: tf.keras.Model) -> list[_Step]:
 
     def number_of(tensor: Any) -> int:
       if id(tensor) not in numbers:
-        layer, node, _ = tensor._keras_history
-        before = tf.nest.flatten(layer.inbound_nodes[node].keras_inputs)
+        layer, before = layer_and_inputs(tensor)
         numbers[id(tensor)] = add_layer(layer, [number_of(x) for x in before])
       return numbers[id(tensor)]
 

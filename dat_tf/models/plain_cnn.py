@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tensorflow as tf
+from dat_tf.compat import keras
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
-def plain_cnn(image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
+def plain_cnn(image_shape: Sequence[int], num_classes: int) -> keras.Model:
   """Two 4 x 4 convolutions with 16 and 32 channels, and a hidden layer of 100 units.
 
   The "small" network of Gowal et al., "On the effectiveness of interval bound
@@ -24,13 +24,13 @@ def plain_cnn(image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
   Returns:
     Keras model: float32 [B, *image_shape] in [0, 1] -> logits [B, num_classes].
   """
-  inputs = tf.keras.Input(image_shape, name="image")
+  inputs = keras.Input(image_shape, name="image")
   x = layers.Normalization(mean=0.5, variance=0.25, name="normalize")(inputs)
   for index, (filters, stride) in enumerate([(16, 2), (32, 1)]):
     x = layers.Conv2D(filters, 4, stride, padding="same", name=f"conv{index}")(x)
     x = layers.ReLU(name=f"relu{index}")(x)
   x = layers.Flatten(name="flatten")(x)
   x = layers.Dense(100, activation="relu", name="hidden")(x)
-  return tf.keras.Model(
+  return keras.Model(
     inputs, layers.Dense(num_classes, name="logits")(x), name="plain_cnn"
   )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tensorflow as tf
-
+from dat_tf.compat import keras
 from dat_tf.models.blocks import (
   CIFAR,
   convolution,
@@ -14,10 +13,10 @@ from dat_tf.models.blocks import (
   preactivation_block,
 )
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
-def preact_resnet18(image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
+def preact_resnet18(image_shape: Sequence[int], num_classes: int) -> keras.Model:
   """PreActResNet-18 (He et al., "Identity mappings in deep residual networks", 2016).
 
   Four stages of two basic blocks with 64, 128, 256 and 512 channels after a 3 x 3
@@ -32,7 +31,7 @@ def preact_resnet18(image_shape: Sequence[int], num_classes: int) -> tf.keras.Mo
   Returns:
     Keras model: float32 [B, *image_shape] in [0, 1] -> logits [B, num_classes].
   """
-  inputs = tf.keras.Input(image_shape, name="image")
+  inputs = keras.Input(image_shape, name="image")
   x = convolution(normalized_pixels(inputs, CIFAR), 64, 3, name="stem")
   for stage, filters in enumerate([64, 128, 256, 512]):
     for block in range(2):
@@ -42,4 +41,4 @@ def preact_resnet18(image_shape: Sequence[int], num_classes: int) -> tf.keras.Mo
   x = preactivated(x, name="head")
   x = layers.GlobalAveragePooling2D(name="pool")(x)
   logits = layers.Dense(num_classes, name="logits")(x)
-  return tf.keras.Model(inputs, logits, name="preact_resnet18")
+  return keras.Model(inputs, logits, name="preact_resnet18")

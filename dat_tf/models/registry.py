@@ -6,12 +6,12 @@ import difflib
 import functools
 import importlib
 import inspect
-import sys
 from collections.abc import Sequence
 from typing import Callable
 
 import tensorflow as tf
 
+from dat_tf.compat import keras, preprocess_input
 from dat_tf.errors import UserError, one_line
 from dat_tf.models.plain_cnn import plain_cnn
 from dat_tf.models.preact_resnet import preact_resnet18
@@ -20,7 +20,7 @@ from dat_tf.models.small_cnn import small_cnn
 from dat_tf.models.vit import vit_small
 from dat_tf.models.wide_resnet import wide_resnet
 
-_OWN: dict[str, Callable[[Sequence[int], int], tf.keras.Model]] = {
+_OWN: dict[str, Callable[[Sequence[int], int], keras.Model]] = {
   "small_cnn": small_cnn,
   "plain_cnn": plain_cnn,
   "preact_resnet18": preact_resnet18,
@@ -38,7 +38,7 @@ _OWN: dict[str, Callable[[Sequence[int], int], tf.keras.Model]] = {
 }
 _APPLICATIONS = {
   name: value
-  for name, value in vars(tf.keras.applications).items()
+  for name, value in vars(keras.applications).items()
   if inspect.isfunction(value)
 }
 
@@ -48,7 +48,7 @@ def make_model(
   image_shape: Sequence[int],
   num_classes: int,
   precision: str = "float32",
-) -> tf.keras.Model:
+) -> keras.Model:
   """A new, randomly initialised classifier.
 
   Args:
@@ -69,19 +69,19 @@ def make_model(
   Raises:
     UserError: no such name, or the network does not take such images.
   """
-  before = tf.keras.mixed_precision.global_policy()
-  tf.keras.mixed_precision.set_global_policy(precision)
+  before = keras.mixed_precision.global_policy()
+  keras.mixed_precision.set_global_policy(precision)
   try:
     model = _make(name, image_shape, num_classes)
   finally:
-    tf.keras.mixed_precision.set_global_policy(before)
+    keras.mixed_precision.set_global_policy(before)
   if model.output.dtype == tf.float32:
     return model
-  cast = tf.keras.layers.Activation("linear", dtype="float32", name="float32_logits")
-  return tf.keras.Model(model.inputs, cast(model.output), name=model.name)
+  cast = keras.layers.Activation("linear", dtype="float32", name="float32_logits")
+  return keras.Model(model.inputs, cast(model.output), name=model.name)
 
 
-def _make(name: str, image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
+def _make(name: str, image_shape: Sequence[int], num_classes: int) -> keras.Model:
   if ":" in name:
     return _users_own(name, image_shape, num_classes)
   if name in _OWN:
@@ -100,13 +100,11 @@ def _make(name: str, image_shape: Sequence[int], num_classes: int) -> tf.keras.M
 
 def _application(
   name: str, image_shape: Sequence[int], num_classes: int
-) -> tf.keras.Model:
+) -> keras.Model:
   constructor = _APPLICATIONS[name]
-  # Each network has its own idea of a normalised image; its module's
-  # `preprocess_input` turns pixels in [0, 255] into that.
-  preprocess = sys.modules[constructor.__module__].preprocess_input
-  inputs = tf.keras.Input(image_shape, name="image")
-  x = tf.keras.layers.Rescaling(255.0, name="to_255")(inputs)
+  preprocess = preprocess_input(constructor)
+  inputs = keras.Input(image_shape, name="image")
+  x = keras.layers.Rescaling(255.0, name="to_255")(inputs)
   try:
     network = constructor(
       weights=None,
@@ -114,12 +112,12 @@ def _application(
       classes=num_classes,
       classifier_activation=None,
     )
-    return tf.keras.Model(inputs, network(preprocess(x)), name=name.lower())
+    return keras.Model(inputs, network(preprocess(x)), name=name.lower())
   except ValueError as error:
     raise _unsuitable(name, image_shape, error) from error
 
 
-def make_pretrained(name: str, image_shape: Sequence[int]) -> tf.keras.Model:
+def make_pretrained(name: str, image_shape: Sequence[int]) -> keras.Model:
   """A network of tf.keras.applications with the weights that Keras has for ImageNet.
 
   Args:
@@ -158,9 +156,7 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> tf.keras.Model:
     raise UserError(f"--initialize_from=imagenet: {one_line(error)}") from error
 
 
-def _users_own(
-  name: str, image_shape: Sequence[int], num_classes: int
-) -> tf.keras.Model:
+def _users_own(name: str, image_shape: Sequence[int], num_classes: int) -> keras.Model:
   module, _, function = name.partition(":")
   try:
     make = getattr(importlib.import_module(module), function)
@@ -172,7 +168,7 @@ def _users_own(
   model = make(tuple(image_shape), num_classes)
   shapes = [getattr(model, end, None) for end in ("input_shape", "output_shape")]
   expected = [(None, *image_shape), (None, num_classes)]
-  if not isinstance(model, tf.keras.Model) or shapes != expected:
+  if not isinstance(model, keras.Model) or shapes != expected:
     raise UserError(
       f"--model={name} must return a Keras model from {expected[0]} to {expected[1]}; "
       f"it returned {type(model).__name__}, from {shapes[0]} to {shapes[1]}."

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from dat_tf.compat import keras
 from dat_tf.models.blocks import (
   IMAGENET,
   activated,
@@ -14,7 +15,7 @@ from dat_tf.models.blocks import (
   normalized_pixels,
 )
 
-layers = tf.keras.layers
+layers = keras.layers
 
 # Blocks of each stage, and whether they are bottlenecks.
 _FORMS = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}
@@ -25,7 +26,7 @@ def resnet(
   num_classes: int,
   depth: int = 50,
   denoising: bool = False,
-) -> tf.keras.Model:
+) -> keras.Model:
   """ResNet-18 or -50 (He et al., "Deep residual learning for image recognition", 2016).
 
   A 7 x 7 convolution of stride 2 and a 3 x 3 maximum of stride 2, then four stages; in
@@ -48,7 +49,7 @@ def resnet(
     Keras model: float32 [B, *image_shape] in [0, 1] -> logits [B, num_classes].
   """
   blocks, bottleneck = _FORMS[depth]
-  inputs = tf.keras.Input(image_shape, name="image")
+  inputs = keras.Input(image_shape, name="image")
   x = convolution(normalized_pixels(inputs, IMAGENET), 64, 7, 2, name="stem")
   x = activated(normalized(x, name="stem_norm"), name="stem_relu")
   x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
@@ -61,7 +62,7 @@ def resnet(
   x = layers.GlobalAveragePooling2D(name="pool")(x)
   logits = layers.Dense(num_classes, name="logits")(x)
   name = "denoising_resnet" if denoising else "imagenet_resnet"
-  return tf.keras.Model(inputs, logits, name=f"{name}{depth}")
+  return keras.Model(inputs, logits, name=f"{name}{depth}")
 
 
 def _block(

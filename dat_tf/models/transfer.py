@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import tensorflow as tf
-
+from dat_tf.compat import keras
 from dat_tf.errors import UserError
 
 
-def layers_with_weights(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+def layers_with_weights(model: keras.Model) -> Iterator[keras.layers.Layer]:
   """From the image to the logits; those of a network in the network are among them."""
   for layer in model.layers:
-    if isinstance(layer, tf.keras.Model):
+    if isinstance(layer, keras.Model):
       yield from layers_with_weights(layer)
     elif layer.weights:
       yield layer
 
 
-def copy_weights_by_layer(source: tf.keras.Model, target: tf.keras.Model) -> bool:
+def copy_weights_by_layer(source: keras.Model, target: keras.Model) -> bool:
   """Gives a network the weights of another one of the same architecture.
 
   Where the last layer has another shape, or the source ends before it, that of the
@@ -55,18 +54,18 @@ def copy_weights_by_layer(source: tf.keras.Model, target: tf.keras.Model) -> boo
   return is_new
 
 
-def _shapes(layer: tf.keras.layers.Layer) -> list[tuple[int, ...]]:
+def _shapes(layer: keras.layers.Layer) -> list[tuple[int, ...]]:
   return [tuple(weight.shape) for weight in layer.weights]
 
 
-def freeze_backbone(model: tf.keras.Model) -> None:
+def freeze_backbone(model: keras.Model) -> None:
   """Leaves nothing but the last layer to train; batch-norm then infers."""
   *backbone, _ = layers_with_weights(model)
   for layer in backbone:
     layer.trainable = False
 
 
-def layer_rate_factors(model: tf.keras.Model, decay: float) -> dict[str, float]:
+def layer_rate_factors(model: keras.Model, decay: float) -> dict[str, float]:
   """decay^n for the variables of the n-th layer below the last, by their names.
 
   Raises:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from dat_tf.compat import keras
 from dat_tf.models.blocks import IMAGENET, normalized_pixels
 
-layers = tf.keras.layers
+layers = keras.layers
 
 _WIDTH, _DEPTH, _HEADS = 384, 12, 6
 
 
-def vit_small(image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
+def vit_small(image_shape: Sequence[int], num_classes: int) -> keras.Model:
   """ViT-S/16 with a convolution stem in place of 16 x 16 patches: 22.8 M weights.
 
   Four 3 x 3 convolutions of stride 2 with 48, 96, 192 and 384 channels, each followed
@@ -38,7 +39,7 @@ def vit_small(image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
   height, width = image_shape[:2]
   if height % 16 or width % 16:
     raise ValueError("its sides must be multiples of 16")
-  inputs = tf.keras.Input(image_shape, name="image")
+  inputs = keras.Input(image_shape, name="image")
   x = normalized_pixels(inputs, IMAGENET)
   for index, filters in enumerate([48, 96, 192, _WIDTH]):
     x = layers.Conv2D(filters, 3, 2, padding="same", name=f"stem_conv{index}")(x)
@@ -51,14 +52,14 @@ def vit_small(image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
     "btc,cd->btd",
     (tokens, _WIDTH),
     bias_axes="td",
-    bias_initializer=tf.keras.initializers.TruncatedNormal(stddev=0.02),
+    bias_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
     name="embedding",
   )(x)
   for index in range(_DEPTH):
     x = _block(x, f"block{index}")
   x = layers.GlobalAveragePooling1D(name="pool")(_normalized(x, "head_norm"))
   logits = layers.Dense(num_classes, name="logits")(x)
-  return tf.keras.Model(inputs, logits, name="vit_small16")
+  return keras.Model(inputs, logits, name="vit_small16")
 
 
 def _block(x: tf.Tensor, name: str) -> tf.Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tensorflow as tf
-
+from dat_tf.compat import keras
 from dat_tf.models.blocks import (
   CIFAR,
   convolution,
@@ -14,7 +13,7 @@ from dat_tf.models.blocks import (
   preactivation_block,
 )
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 def wide_resnet(
@@ -23,7 +22,7 @@ def wide_resnet(
   depth: int = 28,
   width: int = 10,
   activation: str = "relu",
-) -> tf.keras.Model:
+) -> keras.Model:
   """WRN-depth-width (Zagoruyko and Komodakis, "Wide residual networks", 2016).
 
   Three stages of (depth - 4) / 6 basic blocks, with 16, 32 and 64 times `width`
@@ -42,7 +41,7 @@ def wide_resnet(
   Returns:
     Keras model: float32 [B, *image_shape] in [0, 1] -> logits [B, num_classes].
   """
-  inputs = tf.keras.Input(image_shape, name="image")
+  inputs = keras.Input(image_shape, name="image")
   x = convolution(normalized_pixels(inputs, CIFAR), 16, 3, name="stem")
   for stage in range(3):
     for block in range((depth - 4) // 6):
@@ -52,4 +51,4 @@ def wide_resnet(
   x = preactivated(x, activation, name="head")
   x = layers.GlobalAveragePooling2D(name="pool")(x)
   logits = layers.Dense(num_classes, name="logits")(x)
-  return tf.keras.Model(inputs, logits, name=f"wide_resnet{depth}_{width}")
+  return keras.Model(inputs, logits, name=f"wide_resnet{depth}_{width}")

@@ -10,6 +10,8 @@ import matplotlib.figure
 import numpy as np
 import tensorflow as tf
 
+from dat_tf.compat import keras
+
 
 class Attacked(NamedTuple):
   """Images before and after an attack.
@@ -34,7 +36,7 @@ class AttackedImages:
 
   def __init__(
     self,
-    classifier: tf.keras.Model,
+    classifier: keras.Model,
     attack: Callable[..., tf.Tensor],
     images: tf.Tensor,
     labels: tf.Tensor,

@@ -6,15 +6,16 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
+from dat_tf.compat import keras, takes_tensors
 
-class Profiler(tf.keras.callbacks.Callback):
+
+@takes_tensors
+class Profiler(keras.callbacks.Callback):
   """Records what the devices do in some steps, for TensorBoard's profiler.
 
   Steps count from the start of `fit`, from 1 on; the first ones also build graphs. What
   is recorded is written into `directory`/plugins/profile.
   """
-
-  _supports_tf_logs = True  # no figure is read
 
   def __init__(self, directory: str, first: int, last: int):
     """Records the steps `first` to `last`, 1 <= first <= last."""

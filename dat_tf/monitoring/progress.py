@@ -6,18 +6,18 @@ import sys
 import time
 from typing import Any, Optional
 
-import tensorflow as tf
 import tqdm
 
+from dat_tf.compat import keras, takes_tensors
 
-class Progress(tf.keras.callbacks.Callback):
+
+@takes_tensors
+class Progress(keras.callbacks.Callback):
   """Shows steps done and to do, time left, loss, and clean and robust accuracy.
 
   Of `fit` it shows the whole run, of an `evaluate` by itself that one. On a terminal
   the bar redraws itself; in a file or pipe it is a line every ten seconds.
   """
-
-  _supports_tf_logs = True  # figures are read when they are shown, not in every step
 
   def __init__(self, steps: int, first_step: int = 0):
     """Of `steps` steps, the first `first_step` were done by an earlier run."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any, Optional
 
-import tensorflow as tf
+from dat_tf.compat import keras, takes_tensors
 
 
-class StepClock(tf.keras.callbacks.Callback):
+@takes_tensors
+class StepClock(keras.callbacks.Callback):
   """Steps a second, from the end of the first step: that one builds the graph."""
-
-  _supports_tf_logs = True  # no figure is read
 
   def __init__(self) -> None:
     super().__init__()

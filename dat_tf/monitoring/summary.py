@@ -52,9 +52,10 @@ class Summary(hp.KerasCallback):
       layout = custom_scalar.pb(_layout()).SerializeToString()
       tf.summary.experimental.write_raw_pb(layout, step=0)
     super().__init__(writer, _plain(settings), trial_id=name)
+    self._scalars = writer
 
   def on_epoch_end(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
-    with self._get_writer().as_default():
+    with self._scalars.as_default():
       for name in ("accuracy", "robust_accuracy"):
         if name in (logs or {}):
           tf.summary.scalar(f"training/{name}", float((logs or {})[name]), epoch + 1)

@@ -9,10 +9,12 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
+from dat_tf.compat import keras, takes_tensors
 from dat_tf.monitoring.pictures import Attacked, picture_grid
 
 
-class Scalars(tf.keras.callbacks.Callback):
+@takes_tensors
+class Scalars(keras.callbacks.Callback):
   """Writes a run's figures, on the chief, to `directory`/train and /test.
 
   Every `every` steps, and after each epoch: loss, accuracy, robust_accuracy (means over
@@ -22,8 +24,6 @@ class Scalars(tf.keras.callbacks.Callback):
   computed, and, of some images under attack, a picture and histograms of the
   perturbations: the changes of all pixels, and each image's norm.
   """
-
-  _supports_tf_logs = True  # figures are read when they are written, not in every step
 
   def __init__(
     self,

@@ -6,6 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from dat_tf.compat import keras
 from dat_tf.models import bounds
 from dat_tf.objectives.losses import cross_entropy
 from dat_tf.objectives.objective import (
@@ -77,12 +78,12 @@ class CertifiedTraining(Objective):
       losses, logits, shown_logits(classifier, batch, adversarial, logits)
     )
 
-  def certified(self, classifier: tf.keras.Model, batch: Batch) -> tf.Tensor:
+  def certified(self, classifier: keras.Model, batch: Batch) -> tf.Tensor:
     return is_certified(classifier, batch.images, batch.labels, self.epsilon)
 
 
 def is_certified(
-  classifier: tf.keras.Model,
+  classifier: keras.Model,
   images: tf.Tensor,
   labels: tf.Tensor,
   epsilon: float,

@@ -6,6 +6,7 @@ from typing import Callable, NamedTuple, Optional, Union
 
 import tensorflow as tf
 
+from dat_tf.compat import keras
 from dat_tf.errors import UserError
 from dat_tf.objectives.losses import cross_entropy
 
@@ -112,7 +113,7 @@ class Objective:
     """
     raise NotImplementedError
 
-  def certified(self, classifier: tf.keras.Model, batch: Batch) -> Optional[tf.Tensor]:
+  def certified(self, classifier: keras.Model, batch: Batch) -> Optional[tf.Tensor]:
     """Which images no attack can bring to another class, bool [B].
 
     None where training gives no such certificates.

@@ -8,6 +8,7 @@ from typing import Any, Callable, Optional
 
 import tensorflow as tf
 
+from dat_tf.compat import keras
 from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective
 
 
@@ -41,7 +42,7 @@ class WeightPerturbation(Objective):
   def attack_loss(self, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return self.objective.attack_loss(logits, targets)
 
-  def certified(self, classifier: tf.keras.Model, batch: Batch) -> Optional[tf.Tensor]:
+  def certified(self, classifier: keras.Model, batch: Batch) -> Optional[tf.Tensor]:
     return self.objective.certified(classifier, batch)
 
   def __call__(

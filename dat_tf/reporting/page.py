@@ -70,6 +70,7 @@ def _render(runs: Sequence[Run], directory: str) -> str:
     "Training": _drawn(plots.training_plots(runs), directory),
     "Communication": tables.communication_table(runs),
     "Settings": tables.settings_table(runs),
+    "Software": tables.software_table(runs),
   }
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),

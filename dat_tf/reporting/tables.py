@@ -164,6 +164,26 @@ def settings_table(runs: Sequence[Run]) -> Optional[Table]:
   return table
 
 
+def software_table(runs: Sequence[Run]) -> Optional[Table]:
+  """The versions that trained and, where they were others, that evaluated."""
+
+  def cell(run: Run, part: str) -> Cell:
+    trained, evaluated = (
+      run.results.get(key, {}).get(part, "")
+      for key in ("trained_with", "evaluated_with")
+    )
+    if not trained or not evaluated or trained == evaluated:
+      return Cell(trained or evaluated)
+    return Cell(trained, f"evaluated with {evaluated}")
+
+  titles = {"dat_tf": "DAT-TF", "tensorflow": "TensorFlow"}
+  rows = [
+    (titles.get(part, part.capitalize()), [cell(run, part) for run in runs])
+    for part in ("dat_tf", "commit", "python", "tensorflow", "keras")
+  ]
+  return _table("The versions that the figures come from.", "Software", runs, rows)
+
+
 def confused_tables(run: Run, most: int = 20) -> list[Table]:
   """The pairs of classes most often confused; of a run with too many for a plot."""
   if not run.outcomes or num_classes(run) <= plots.MOST_CLASSES:
