@@ -7,9 +7,12 @@ logits = model(images)                      # of images in [0, 1]
 
 from __future__ import annotations
 
+import json
 import os
+import zipfile
 from typing import Any, Callable
 
+import h5py
 import numpy as np
 import tensorflow as tf
 
@@ -35,8 +38,9 @@ class UserModel:
     """Loads a model.
 
     Args:
-      path: whatever `tf.keras.models.load_model` opens, or a SavedModel with one
-        signature, or with `serving_default`, from one tensor of images to logits. Of
+      path: a file of Keras 2, or of Keras 3 beside TensorFlow 2.16 and later; or a
+        SavedModel of Keras 2, or with one signature, or with `serving_default`, from
+        one tensor of images to logits, as Keras 3's `model.export` writes it. Of
         several outputs that which is called `logits` or `probabilities` is taken.
       input_range: the model's pixels for black and white.
       probabilities: whether it gives probabilities. Logits are then their logarithms.
@@ -149,7 +153,7 @@ class UserModel:
     saved = os.path.join(self._path, "saved_model.pb")
     if tf.io.gfile.exists(saved) and not compat.is_written_by_keras_2(self._path):
       return self._from_signature(tf.saved_model.load(self._path))
-    model = keras.models.load_model(self._path, compile=False)
+    model = self._load_keras()
     inputs = getattr(model, "inputs", None) or [None]
     if len(inputs) > 1:
       raise self._mistake(f"it has {len(inputs)} inputs", "give one that takes images")
@@ -157,7 +161,31 @@ class UserModel:
     def call(images: tf.Tensor) -> tf.Tensor:
       return self._chosen(model(images, training=False))
 
-    return call, getattr(inputs[0], "shape", None)
+    shape = getattr(inputs[0], "shape", None)
+    return call, None if shape is None else tf.TensorShape(shape)
+
+  def _load_keras(self) -> Any:
+    """A model of the Keras that wrote it; in every one the call is the same."""
+    version = _version_of_writer(self._path)
+    if not version.startswith("3."):
+      return keras.models.load_model(self._path, compile=False)
+    try:
+      import keras as keras_3
+
+      if not keras_3.__version__.startswith("3."):
+        raise ImportError
+    except ImportError:
+      raise self._mistake(
+        f"it was written by Keras {version}, which needs TensorFlow 2.16 or later",
+        "install DAT-TF on Python 3.12 or 3.13, or write the model there with "
+        "model.export(DIR) and name that directory",
+      ) from None
+    if keras_3.backend.backend() != "tensorflow":
+      raise self._mistake(
+        f"Keras 3 runs on {keras_3.backend.backend()} here, not on TensorFlow",
+        "set KERAS_BACKEND=tensorflow",
+      )
+    return keras_3.saving.load_model(self._path, compile=False)
 
   def _from_signature(
     self, loaded: Any
@@ -194,6 +222,21 @@ class UserModel:
 
   def _mistake(self, what: str, remedy: str) -> UserError:
     return UserError(f"--{self._flag}={self._path}: {what}; {remedy}.")
+
+
+def _version_of_writer(path: str) -> str:
+  """The version of the Keras that wrote a file; empty where the file does not say."""
+  if tf.io.gfile.isdir(path):
+    return ""
+  with tf.io.gfile.GFile(path, "rb") as file:
+    if zipfile.is_zipfile(file):
+      with zipfile.ZipFile(file) as archive:
+        return json.loads(archive.read("metadata.json")).get("keras_version", "")
+  if h5py.is_hdf5(path):
+    with h5py.File(path) as file:
+      version = file.attrs.get("keras_version", "")
+      return version.decode() if isinstance(version, bytes) else str(version)
+  return ""
 
 
 @tf.custom_gradient

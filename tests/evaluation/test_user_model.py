@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import sys
 import tempfile
+import unittest
+import unittest.mock
+import zipfile
 
+import h5py
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf import files
-from dat_tf.attacks import LInfinity, make_attacks
+from dat_tf.attacks import L2, LInfinity, make_attacks
 from dat_tf.errors import UserError
 from dat_tf.evaluation import Evaluator, UserModel
 
+KERAS_3 = importlib.metadata.version("keras").startswith("3.")
 SHAPE, CLASSES = (3, 4, 1), 3
 IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype("f4")
 KERNEL = np.random.default_rng(1).normal(size=(12, CLASSES)).astype("f4")
@@ -86,6 +93,61 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
   def test_what_keras_saves(self, name, settings):
     form = {"save_format": "tf"} if settings else {}
     self.assert_taken(UserModel(self.saved(keras_model(), name, **form)))
+
+  @parameterized.parameters("model.keras", "model.h5")
+  def test_a_file_of_keras_3_beside_keras_2_alone(self, name):
+    path = self.path(name)
+    if name.endswith(".h5"):
+      with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = "3.15.1"
+    else:
+      with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.15.1"}')
+    keras_2 = unittest.mock.Mock(__version__="2.15.0")
+    for module in (keras_2, None):
+      with unittest.mock.patch.dict(sys.modules, keras=module):
+        self.assert_refused(
+          lambda: UserModel(path), "written by Keras 3.15.1.*TensorFlow 2.16.*3.12"
+        )
+
+  @unittest.skipUnless(KERAS_3, "Keras 3 is not installed")
+  @parameterized.parameters("model.keras", "model.h5", "exported")
+  def test_what_keras_3_writes(self, name):
+    import keras
+
+    layers = keras.layers
+    network = keras.Sequential(
+      [
+        keras.Input(SHAPE),
+        layers.Conv2D(2, 3, padding="same", activation="relu"),
+        layers.BatchNormalization(),
+        layers.Dropout(0.9),
+        layers.Flatten(),
+        layers.Dense(CLASSES),
+      ]
+    )
+    network.build((None, *SHAPE))
+    if name == "exported":
+      network.export(self.path(name), verbose=False)
+    else:
+      network.save(self.path(name))
+    model = UserModel(self.path(name))
+    model.check(IMAGES, CLASSES)
+    expected = network(IMAGES, training=False)
+    self.assertAllClose(tf.function(model)(IMAGES), expected, atol=1e-5)
+    # The evaluation takes the model itself as well, and both are attacked alike.
+    labels, ids = expected.numpy().argmax(axis=1), np.arange(len(IMAGES))
+    names = ["pgd-5", "apgd-ce", "fab-t", "ddn"]
+    attacks = {name: make_attacks(name, LInfinity(0.2)) for name in names[:3]}
+    attacks["ddn"] = make_attacks("ddn", L2(0.5))
+    found = [
+      Evaluator(classifier, attacks, batch_size=4)(IMAGES, labels, ids)[1]
+      for classifier in (model, network)
+    ]
+    self.assertTrue(any(outcome.broken.any() for outcome in found[0].values()))
+    for name in names:
+      of_file, of_model = (outcomes[name] for outcomes in found)
+      self.assertAllClose(of_file.norm, of_model.norm, atol=1e-3, msg=name)
 
   def test_inference_mode(self):
     noise = tf.keras.layers.Dropout(0.9)
