@@ -63,7 +63,11 @@ def machine() -> str:
 
 
 def train_and_evaluate(
-  flagfile: str, model_dir: str, num_workers: int, *settings: str
+  flagfile: str,
+  model_dir: str,
+  num_workers: int,
+  *settings: str,
+  interpreter: str = sys.executable,
 ) -> dict[str, Any]:
   """Runs an experiment on local workers; a failure ends this program.
 
@@ -72,6 +76,7 @@ def train_and_evaluate(
     model_dir: a run that was interrupted there goes on.
     num_workers: local worker processes.
     *settings: further flags.
+    interpreter: the Python that runs it.
 
   Returns:
     The run's results.json.
@@ -80,7 +85,7 @@ def train_and_evaluate(
   command = ["-m", "dat_tf.launch", f"--num_workers={num_workers}", "--", "run_dat.py"]
   command += [f"--flagfile=flags/{flagfile}.flags"]
   command += [f"--model_dir={os.path.abspath(model_dir)}", *settings]
-  python(*command)
+  python(*command, interpreter=interpreter)
   with open(os.path.join(model_dir, "results.json"), encoding="utf-8") as file:
     return json.load(file)
 
@@ -137,9 +142,9 @@ def compared(
   return rows, figures
 
 
-def python(*command: str) -> None:
+def python(*command: str, interpreter: str = sys.executable) -> None:
   """Runs a Python command in the project; its failure ends this program."""
-  code = subprocess.call([sys.executable, *command], cwd=ROOT)
+  code = subprocess.call([interpreter, *command], cwd=ROOT)
   if code:
     sys.exit(code)
 

@@ -62,7 +62,8 @@ def prepare(version_info: tuple[int, ...] = sys.version_info[:3]) -> None:
   """Checks the stack, and sets what TensorFlow reads when it is imported.
 
   In the environment it sets TF_USE_LEGACY_KERAS, where TensorFlow would take Keras 3,
-  TF_CPP_MIN_LOG_LEVEL and TF_ENABLE_ONEDNN_OPTS; a value that is there stays.
+  TF_CPP_MIN_LOG_LEVEL and TF_ENABLE_ONEDNN_OPTS; a value that is there stays. Beside
+  TensorFlow 2.15 it unsets TF_USE_LEGACY_KERAS.
 
   Raises:
     UnsuitableStack: versions that do not go together, or are too old or too new.
@@ -84,6 +85,8 @@ def prepare(version_info: tuple[int, ...] = sys.version_info[:3]) -> None:
   # on each error is preceded by one for every operation that it passed through.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if minor == CLASSIC else "2")
   if minor == CLASSIC:
+    # It has Keras 2 already, and would look for tf_keras in vain.
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)
     return
   if minor < MODERN[0]:
     raise UnsuitableStack(

@@ -69,6 +69,10 @@ class PrepareTest(unittest.TestCase):
   def test_classic_has_keras_2_already(self) -> None:
     self.assertIsNone(self.prepare(CLASSIC))
 
+  def test_classic_would_look_for_tf_keras_in_vain(self) -> None:
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    self.assertIsNone(self.prepare(CLASSIC))
+
   def test_modern_asks_for_keras_2(self) -> None:
     self.assertEqual(self.prepare(MODERN, "3.13.0"), "1")
 
