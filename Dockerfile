@@ -1,6 +1,8 @@
-# DAT-TF with the Python it needs, for systems that no longer have one.
+# DAT-TF with a Python and a TensorFlow that go together.
 #
-#   docker build -t dat-tf .
+#   docker build -t dat-tf .                               TensorFlow 2.21, Python 3.13
+#   docker build -t dat-tf --build-arg PYTHON=3.11 .       TensorFlow 2.15, Python 3.11
+#
 #   mkdir -p data runs
 #   docker run --rm -u "$(id -u):$(id -g)" \
 #     -v "$PWD/data:/opt/dat-tf/data" -v "$PWD/runs:/opt/dat-tf/runs" \
@@ -15,7 +17,8 @@
 # With CUDA's libraries, for `docker run --gpus all`:
 #
 #   docker build -t dat-tf:gpu --build-arg EXTRAS=quickstart,gpu .
-FROM python:3.11-slim
+ARG PYTHON=3.13
+FROM python:${PYTHON}-slim
 
 ARG EXTRAS=quickstart
 

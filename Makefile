@@ -20,7 +20,7 @@ QUICK := tests/attacks tests/communication tests/models tests/optimizers \
 .DEFAULT_GOAL := help
 # A virtual environment half made is made anew.
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-quick test-methods test-all lint clean
+.PHONY: help install quickstart test test-quick test-methods test-stacks test-all lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | \
@@ -44,6 +44,9 @@ test-methods: $(VENV)/.test ## run each method on two workers, each attack where
 	  tests/objectives/test_conformance.py::ConformanceTest \
 	  tests/evaluation/test_robustness.py::LinearTest \
 	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py
+
+test-stacks: $(VENV)/.test ## run what moves between the stacks (make install STACK=modern first)
+	@$(VENV)/bin/python -m pytest -q -rs -m long $(ARGS) tests/test_between_stacks.py
 
 test-all: $(VENV)/.test ## run all tests
 	@$(VENV)/bin/python -m pytest -q --durations=10 $(ARGS)

@@ -16,8 +16,8 @@ JSON keys, of each version V (2.15, 2.18, 2.21) and gradient G (fp32, 8bit):
   V_G_speed_lowest, V_G_speed_highest   of the turns
   V_G_difference               largest difference of any weight from 2.15's, 10 steps
   V_tensorflow, V_keras, V_python       whole versions
-  V_cuda, V_cudnn, V_gpus      what the wheel is built for: sm_X runs on X alone,
-                               compute_X on X and whatever comes after
+  V_cuda, V_cudnn, V_gpus      what the wheel is built for: sm_XY has code for GPUs
+                               from X.Y to X.9, compute_XY also PTX for later ones
   seeds                        how many there were
 """
 

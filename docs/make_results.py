@@ -72,6 +72,49 @@ def experiment(figures: dict[str, Any]) -> str:
 {table(rows)}"""
 
 
+def stacks(figures: dict[str, Any]) -> str:
+  names = [key.removesuffix("_tensorflow") for key in figures if "_tensorflow" in key]
+  rows = [
+    {
+      "TensorFlow": figures[f"{name}_tensorflow"],
+      "gradients": {"fp32": "float32", "8bit": "8 bits"}[gradient],
+      "clean": f"{figures[f'{key}_standard_accuracy']:.1%}",
+      "under PGD-20": f"{figures[f'{key}_robust_accuracy']:.1%}",
+      "of the seeds": f"within {100 * figures[f'{key}_robust_spread']:.1f} points",
+      "images/s": f"{figures[f'{key}_images_per_second']:.0f}",
+      "speed / 2.15": f"{figures[f'{key}_speed']:.2f}",
+      "of the turns": f"{figures[f'{key}_speed_lowest']:.2f} to "
+      f"{figures[f'{key}_speed_highest']:.2f}",
+      "weights after 10 steps": f"{figures[f'{key}_difference']:.1e}",
+    }
+    for gradient in ("fp32", "8bit")
+    for name in names
+    for key in (f"{name}_{gradient}",)
+  ]
+  wheels = [
+    {
+      "TensorFlow": figures[f"{name}_tensorflow"],
+      "Keras": figures[f"{name}_keras"],
+      "CUDA": figures[f"{name}_cuda"],
+      "cuDNN": figures[f"{name}_cudnn"],
+      "built for": figures[f"{name}_gpus"],
+    }
+    for name in names
+  ]
+  python = figures[f"{names[0]}_python"]
+  return f"""Digits, `flags/digits_dat_pgd.flags`, two local workers, Python {python},
+the versions in turns: means of {figures["seeds"]} seeds. `weights after 10 steps` is
+the largest difference of any weight from those of the first version with the same seed.
+Speeds are medians.
+
+{table(rows)}
+
+What the wheels are built for, as `tf.sysconfig.get_build_info()` says: `sm_XY` is code
+for GPUs from X.Y to X.9, `compute_XY` is also PTX for later ones.
+
+{table(wheels)}"""
+
+
 def large_batch(figures: dict[str, Any]) -> str:
   rows = []
   for key, value in figures.items():
@@ -384,6 +427,7 @@ SECTIONS = (
     "benchmarks/experiment.py",
     experiment,
   ),
+  ("Python, TensorFlow and Keras", "stacks", "benchmarks/stacks.py", stacks),
   ("Large batches", "large_batch", "benchmarks/large_batch.py", large_batch),
   ("Speed of the trainer", "step_time", "benchmarks/step_time.py", step_time),
   (
