@@ -25,6 +25,7 @@ from program_case import (
 )
 
 from dat_tf import config as config_lib
+from dat_tf import stack
 from dat_tf.data import writing
 
 
@@ -112,6 +113,11 @@ class TrainedTest(ProgramCase):
       # A whole number of the test images.
       self.assertAllClose(accuracy * TEST, round(accuracy * TEST), atol=1e-4)
       self.assertBetween(accuracy, 0.0, 1.0)
+    for name in ("trained_with", "evaluated_with"):
+      self.assertEqual(figures[name], stack.versions())
+    page = (self.trained / "report.html").read_text()
+    for version in stack.versions().values():
+      self.assertIn(version, page)
     for name in ("train_seconds", "examples_per_second"):
       self.assertIsInstance(figures[name], float)
       self.assertGreater(figures[name], 0)

@@ -5,23 +5,27 @@
 
     results = run_workers(_ranks, 2, 10)  # [10, 11]
 
-Each process imports the test's file and starts TensorFlow anew, which takes seconds: a
-function should do many checks in one go.
+The processes are forked from one that has imported TensorFlow, but not used it: that
+import alone takes seconds.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import io
+import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import sys
 import tempfile
+import traceback
 from typing import Any, Callable
-from unittest import mock
 
-from dat_tf.cluster import Cluster
-from dat_tf.launch import launch
+from dat_tf.launch import free_addresses, split_cores
+
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["dat_tf.evaluating", "dat_tf.training"])
 
 
 def run_workers(
@@ -41,33 +45,74 @@ def run_workers(
     RuntimeError: a worker failed. Its text has all that the workers wrote.
   """
   with tempfile.TemporaryDirectory() as directory:
-    with open(os.path.join(directory, "request"), "wb") as file:
-      pickle.dump((function.__code__.co_filename, function.__name__, args), file)
-    output = io.BytesIO()
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
-      outcome = launch([sys.executable, __file__, directory], num_workers, output)
-    if outcome.exit_code:
-      raise RuntimeError(f"{output.getvalue().decode()}\n{outcome.message}")
-    results = []
+    code = function.__code__.co_filename, function.__name__, args
+    addresses, cores = free_addresses(num_workers), split_cores(num_workers)
+    processes = []
     for index in range(num_workers):
-      with open(os.path.join(directory, str(index)), "rb") as file:
-        results.append(pickle.load(file))
-    return results
+      task = {"type": "worker", "index": index}
+      tf_config = {"cluster": {"worker": addresses}, "task": task}
+      environment = {**os.environ, "TF_CONFIG": json.dumps(tf_config)}
+      given = os.path.join(directory, str(index)), environment, cores[index], code
+      processes.append(_FORKED.Process(target=_answer, args=given, daemon=True))
+      processes[-1].start()
+    running = {process.sentinel: process for process in processes}
+    failed = False
+    while running:
+      for sentinel in multiprocessing.connection.wait(list(running)):
+        process = running.pop(sentinel)
+        process.join()
+        if process.exitcode and not failed:
+          failed = True
+          for other in running.values():  # they would wait for it
+            other.kill()
+    if failed:
+      lines = [
+        f"[worker {index}] {line}"
+        for index, process in enumerate(processes)
+        for line in (
+          *_read(os.path.join(directory, f"{index}.log"), "r").splitlines(),
+          f"ended with exit code {process.exitcode}",
+        )
+      ]
+      raise RuntimeError("\n".join(lines))
+    return [
+      pickle.loads(_read(os.path.join(directory, str(index)), "rb"))
+      for index in range(num_workers)
+    ]
 
 
-def _answer(directory: str) -> None:
-  """Does in a worker what the `request` file in `directory` asks for."""
-  with open(os.path.join(directory, "request"), "rb") as file:
-    filename, name, args = pickle.load(file)
-  spec = importlib.util.spec_from_file_location("worker_functions", filename)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module
-  spec.loader.exec_module(module)
-  result = getattr(module, name)(*args)
-  index = Cluster.from_environment().index
-  with open(os.path.join(directory, str(index)), "wb") as file:
-    pickle.dump(result, file)
+def _read(path: str, mode: str) -> Any:
+  if not os.path.exists(path):
+    return ""
+  with open(path, mode) as file:
+    return file.read()
 
 
-if __name__ == "__main__":
-  _answer(sys.argv[1])
+def _answer(
+  path: str, environment: dict[str, str], cores: set[int], code: tuple[Any, ...]
+) -> None:
+  """Does in a worker what is asked for; its result is left at `path`."""
+  log = os.open(f"{path}.log", os.O_WRONLY | os.O_CREAT)
+  os.dup2(log, 1)
+  os.dup2(log, 2)
+  os.environ.clear()
+  os.environ.update(environment)
+  if cores:
+    os.sched_setaffinity(0, cores)
+  filename, name, args = code
+  try:
+    spec = importlib.util.spec_from_file_location("worker_functions", filename)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    result = getattr(module, name)(*args)
+    with open(path, "wb") as file:
+      pickle.dump(result, file)
+  except BaseException:
+    traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(0)

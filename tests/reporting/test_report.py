@@ -246,6 +246,19 @@ class ChangedTest(ReportCase):
     (cell,) = rows(self.report("certified"), "Accuracy")["any within ε: certified"]
     self.assertStartsWith(cell, "25.0 % ")
 
+  def test_versions_that_trained_and_that_evaluated(self):
+    trained = {"dat_tf": "0.1.0", "python": "3.11.7", "tensorflow": "2.15.1"}
+    directory = self.folder / "moved"
+    evaluated = {**trained, "tensorflow": "2.21.0"}
+    report_files.write_run(
+      directory, plots=False, trained_with=trained, evaluated_with=evaluated
+    )
+    found = rows(self.report("moved"), "Software")
+    self.assertEqual(found["Python"], ["3.11.7"])
+    (cell,) = found["TensorFlow"]
+    self.assertRegex(cell, r"2\.15\.1\s*evaluated with 2\.21\.0")
+    self.assertNotIn("Keras", found)
+
   def test_warnings(self):
     report_files.write_run(self.folder / "unchecked", plots=False)
     self.assertNotIn("None of the checks", self.report("unchecked"))
