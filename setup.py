@@ -88,7 +88,7 @@ class BuildPy(build_py):
 BEAM = ["apache-beam>=2.60,<3"]
 # ONNX 1.18 needs a later ml_dtypes than TensorFlow 2.15 takes.
 ONNX = of_stack(
-  ["onnx>=1.16,<1.18", "onnxruntime>=1.17,<2", "tf2onnx>=1.17,<2"],
+  ["onnx>=1.16,<1.18", "onnxruntime>=1.17,<2", "tf2onnx>=1.16.1,<2"],
   ["onnx>=1.18", "onnxruntime>=1.20,<2", "tf2onnx>=1.17,<2"],
 )
 
