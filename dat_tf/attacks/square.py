@@ -145,13 +145,14 @@ class Square:
     new = hill + tf.math.divide_no_nan(old, size(old, 1, 2))
     new = tf.math.divide_no_nan(new, size(new, 1, 2))
     channels = images.shape[3]
-    # The window gets what is left of the ball, and what both windows had.
+    # The window gets what is left of the ball, shared by the channels, and what both
+    # windows had in each.
     if is_l1:
       left = tf.nn.relu(self.ball.epsilon - size(perturbation, 1, 2, 3))
-      new *= left + size(both, 1, 2, 3) * channels
+      new *= left + size(both, 1, 2) * channels
     else:
       left = tf.nn.relu(self.ball.epsilon**2 - size(perturbation, 1, 2, 3) ** 2)
-      new *= tf.sqrt(left / channels + size(both, 1, 2, 3) ** 2)
+      new *= tf.sqrt(left / channels + size(both, 1, 2) ** 2)
     kept = perturbation * (1.0 - tf.maximum(window.mask, other.mask))
     return self._filled(images, kept + new)
 

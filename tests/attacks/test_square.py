@@ -14,8 +14,10 @@ from dat_tf.attacks.square import Square
 SHAPE, COUNT = (9, 9, 2), 6
 
 
-def length(x, ball):
-  return np.abs(x).sum() if isinstance(ball, L1) else np.sqrt((x**2).sum())
+def length(x, ball, axis=None):
+  if isinstance(ball, L1):
+    return np.abs(x).sum(axis=axis)
+  return np.sqrt((x**2).sum(axis=axis))
 
 
 def rectangles(height, width, ball):
@@ -37,12 +39,14 @@ def two_hills(side, ball):
 class SquareTest(tf.test.TestCase, parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    rng = np.random.default_rng(0)
-    self.images = rng.uniform(0.3, 0.7, (COUNT, *SHAPE)).astype("f4")
+    self.examples = self.examples_of(SHAPE)
+
+  def examples_of(self, shape):
+    images = np.random.default_rng(0).uniform(0.3, 0.7, (COUNT, *shape))
     labels = tf.zeros(COUNT, tf.int32)
     keys = hashing.stream_keys(0, np.arange(COUNT))
-    self.examples = Examples(
-      tf.constant(self.images), labels, keys, tf.zeros([COUNT, 3]), labels
+    return Examples(
+      tf.constant(images, tf.float32), labels, keys, tf.zeros([COUNT, 3]), labels
     )
 
   @parameterized.product(side=[3, 5, 7, 9], ball=[L1(1.0), L2(1.0)])
@@ -50,46 +54,50 @@ class SquareTest(tf.test.TestCase, parameterized.TestCase):
     hills = square._two_hills(side, isinstance(ball, L1))
     self.assertAllClose(hills, two_hills(side, ball), atol=1e-6)
 
-  @parameterized.product(ball=[L1(4.0), L2(1.5)], k=[0, 30])
-  def test_a_window_takes_what_two_had_and_what_is_left(self, ball, k):
+  @parameterized.product(ball=[L1(4.0), L2(1.5)], k=[0, 30], channels=[1, 3, 4])
+  def test_a_window_takes_what_two_had_and_what_is_left(self, ball, k, channels):
+    """Algorithm 3 of the paper: what two windows had counts channel by channel."""
+    shape = (*SHAPE[:2], channels)
+    examples = self.examples_of(shape)
+    images = examples.images.numpy()
     attack = Square(ball, steps=60, share=0.3)
     rng = np.random.default_rng(1)
-    best = self.images + rng.uniform(-0.02, 0.02, self.images.shape).astype("f4")
+    best = images + rng.uniform(-0.02, 0.02, images.shape).astype("f4")
     steps = tf.fill([COUNT], k)
-    signs = norms.signs(self.examples.step_keys(steps, stream=1), [1, 1, SHAPE[2]])
-    places = hashing.uniform(self.examples.step_keys(steps, stream=2), [5]).numpy()
+    signs = norms.signs(examples.step_keys(steps, stream=1), [1, 1, channels])
+    places = hashing.uniform(examples.step_keys(steps, stream=2), [5]).numpy()
     side = attack._sides(SHAPE[:2])[k]
     expected = []
-    for image, point, sign, place in zip(self.images, best, signs.numpy(), places):
+    for image, point, sign, place in zip(images, best, signs.numpy(), places):
       perturbation = (point - image).astype("f8")
       rows, columns, other_rows, other_columns = (
         slice(first, first + side) for first in (place[:4] * (10 - side)).astype(int)
       )
-      both = np.zeros(SHAPE)
+      both = np.zeros(shape)
       both[rows, columns] = perturbation[rows, columns]
       both[other_rows, other_columns] = perturbation[other_rows, other_columns]
+      had = length(both, ball, axis=(0, 1))  # of each channel
       hill = two_hills(side, ball)
       hill = hill.T if place[4] > 0.5 else hill
-      new = np.zeros((side, side, SHAPE[2]))
-      for channel in range(SHAPE[2]):
+      new = np.zeros((side, side, channels))
+      for channel in range(channels):
         old = perturbation[rows, columns, channel]
         mixed = hill * sign[0, 0, channel] + old / length(old, ball)
         new[..., channel] = mixed / length(mixed, ball)
-      had = length(both, ball)
       if isinstance(ball, L1):
         left = max(ball.epsilon - length(perturbation, ball), 0)
-        new *= (left / SHAPE[2] + had) * SHAPE[2]
+        new *= (left / channels + had) * channels
       else:
         left = max(ball.epsilon**2 - length(perturbation, ball) ** 2, 0)
-        new *= np.sqrt(left / SHAPE[2] + had**2)
+        new *= np.sqrt(left / channels + had**2)
       perturbation[other_rows, other_columns] = 0
       perturbation[rows, columns] = new
       if isinstance(ball, L2):  # as far as the ball allows
         perturbation *= ball.epsilon / length(perturbation, ball)
       expected.append(image + perturbation)
     expected = np.stack(expected).astype("f4")
-    expected = ball.project(tf.constant(self.images), tf.constant(expected))
-    changed = attack._changed(self.examples, tf.constant(best), steps)
+    expected = ball.project(tf.constant(images), tf.constant(expected))
+    changed = attack._changed(examples, tf.constant(best), steps)
     self.assertAllClose(changed, expected, atol=2e-5)
     self.assertNotAllClose(changed, best, atol=1e-2)
 
