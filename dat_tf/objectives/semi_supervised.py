@@ -26,8 +26,9 @@ class SemiSupervised(Objective):
   network that has learnt little agrees with itself best by saying nothing definite of
   any image.
 
-  Pseudo-labels are robust self-training (Carmon et al., "Unlabeled data improves
-  adversarial robustness", NeurIPS 2019); consistency needs no label (the online target
+  Pseudo-labels are those of robust self-training (Carmon et al., "Unlabeled data
+  improves adversarial robustness", NeurIPS 2019), whose loss of all images is that of
+  TRADES, where it is DAT's here; consistency needs no label (the online target
   of unsupervised adversarial training, "UAT-OT": Stanforth et al., "Are labels required
   for improving adversarial robustness?", NeurIPS 2019). Of both, an image has the sum
   ("UAT++", ibid.). An unlabelled image that has no pseudo-label, since its confidence
