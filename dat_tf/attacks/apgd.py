@@ -87,8 +87,8 @@ class APGD:
   def stop_norm(self) -> float:
     return norms.outer(self.ball.epsilon)
 
-  @property
-  def num_steps(self) -> int:
+  def num_steps(self, size: int) -> int:
+    del size
     return len(self._schedule().first)
 
   def num_rounds(self, num_classes: int) -> int:

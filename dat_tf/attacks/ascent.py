@@ -35,7 +35,8 @@ class Ascent:
     steps: K, gradient steps in a round.
     restarts: rounds.
     momentum: weight of the earlier gradients, at least 0.
-    random_start: whether to start at a random point of the ball, or at the image.
+    random_start: whether to start at a random point of the ball, or at the image; from
+      there a random direction is taken where the gradient vanishes.
     loss: logits [B, classes] and labels [B] -> [B].
   """
 
@@ -51,8 +52,8 @@ class Ascent:
   def stop_norm(self) -> float:
     return norms.outer(self.ball.epsilon)
 
-  @property
-  def num_steps(self) -> int:
+  def num_steps(self, size: int) -> int:
+    del size
     return self.steps + 1  # the last one looks at the last point
 
   def num_rounds(self, num_classes: int) -> int:
@@ -79,6 +80,8 @@ class Ascent:
     )
     fooled = examples.fooled(logits)
     better = fooled | (loss > state["best_loss"])
+    if not self.random_start:
+      gradient = norms.never_zero(gradient, examples.keys, k)
     velocity = gradient
     if self.momentum:
       size = tf.reduce_mean(tf.abs(gradient), [1, 2, 3], keepdims=True)

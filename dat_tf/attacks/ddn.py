@@ -32,7 +32,8 @@ class DDN:
       x_{k+1} = x + radius delta / |delta|
 
   The radius shrinks while x_k fools the classifier and grows while it does not; step_k
-  falls from 1 to 0.01 along a cosine.
+  falls from 1 to 0.01 along a cosine. Where g is zero a random direction stands for it.
+  (The authors' program also rounds images to 256 levels.)
 
   Attributes:
     ball: an example is broken by a perturbation inside.
@@ -50,8 +51,8 @@ class DDN:
   def stop_norm(self) -> float:
     return 0.0
 
-  @property
-  def num_steps(self) -> int:
+  def num_steps(self, size: int) -> int:
+    del size
     return self.steps + 1  # the last one looks at the last point
 
   def num_rounds(self, num_classes: int) -> int:
@@ -72,6 +73,7 @@ class DDN:
     logits, _, gradient = evaluated(
       classifier, point, lambda logits: cross_entropy(logits, examples.labels)
     )
+    gradient = norms.never_zero(gradient, examples.keys, k)
     fooled = examples.fooled(logits)
     share = tf.cast(k, tf.float32) / self.steps
     step = 0.01 + 0.99 * (1.0 + tf.cos(math.pi * share)) / 2.0

@@ -10,12 +10,13 @@ import dataclasses
 
 import tensorflow as tf
 
-from dat_tf.attacks import hyperplane, losses, norms
+from dat_tf.attacks import hyperplane, norms
 from dat_tf.attacks.iterative import (
   Classifier,
   Examples,
   State,
   per_example,
+  restarted,
   smaller,
   unfooled,
 )
@@ -32,7 +33,8 @@ class DeepFool:
 
   Each step takes the boundaries to the likeliest wrong classes for hyperplanes, and
   goes the shortest way to the nearest one; what leaves [0, 1] is cut off. The search
-  ends at the first image that fools.
+  ends at the first image that fools. Where all gradients vanish it goes on from a
+  random point of the ball.
 
   Attributes:
     ball: the norm; an example is broken by a perturbation inside.
@@ -42,14 +44,14 @@ class DeepFool:
 
   ball: norms.Ball
   steps: int = 50
-  candidates: int = 10
+  candidates: int = hyperplane.CANDIDATES
 
   @property
   def stop_norm(self) -> float:
     return float(tf.float32.max)
 
-  @property
-  def num_steps(self) -> int:
+  def num_steps(self, size: int) -> int:
+    del size
     return self.steps + 1  # the last one looks at the last point
 
   def num_rounds(self, num_classes: int) -> int:
@@ -64,33 +66,16 @@ class DeepFool:
     images = examples.images
     point = images + (1.0 + _OVERSHOOT) * state["way"]
     point = tf.clip_by_value(point, 0.0, 1.0)
-    wrong = losses.others(examples.logits, examples.labels)
-    classes = tf.math.top_k(wrong, min(self.candidates, wrong.shape[1] - 1)).indices
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-      tape.watch(point)
-      logits = classifier(point)
-      values = tf.gather(logits, classes, batch_dims=1)
-      values -= losses.chosen(logits, examples.labels)[:, None]
-    gradients = tape.batch_jacobian(values, point)  # all classes in one pass
-    distances = tf.abs(values) / tf.maximum(self._dual_norm(gradients), 1e-12)
-    nearest = tf.argmin(distances, axis=1)
-    gradient = tf.gather(gradients, nearest, batch_dims=1)
+    near = hyperplane.nearest(self.ball, classifier, examples, point, self.candidates)
     if isinstance(self.ball, norms.L1):
       # The shortest way moves one entry, and soon meets the end of its range.
-      value = tf.gather(values, nearest, batch_dims=1)
-      way = hyperplane.shortest_way(self.ball, point, gradient, value)
+      way = hyperplane.shortest_way(self.ball, point, near.gradient, near.value)
     else:
-      distance = tf.gather(distances, nearest, batch_dims=1)
-      way = per_example(distance + _EXTRA) * self.ball.steepest(gradient)
+      length = per_example(near.distance + _EXTRA)
+      way = length * self.ball.steepest(near.gradient)
+    lost = norms.is_zero(near.gradient)
+    following = restarted(lost, self.ball, examples, k, images + state["way"] + way)
     return {
-      **smaller(self.ball, examples, state, point, logits),
-      "way": state["way"] + way,
+      **smaller(self.ball, examples, state, point, near.logits),
+      "way": following - images,
     }
-
-  def _dual_norm(self, gradients: tf.Tensor) -> tf.Tensor:
-    """[B, n, H, W, C] -> [B, n]."""
-    if isinstance(self.ball, norms.L1):
-      return tf.reduce_max(tf.abs(gradients), [2, 3, 4])
-    if isinstance(self.ball, norms.L2):
-      return tf.sqrt(tf.reduce_sum(tf.square(gradients), [2, 3, 4]))
-    return tf.reduce_sum(tf.abs(gradients), [2, 3, 4])

@@ -65,10 +65,14 @@ class DynamicPGD:
       k: tf.Tensor, moved: tf.Tensor, active: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
       gradient = input_gradient(classifier, moved, labels, loss)
+      lost = tf.constant(False)
+      if not self.attack.random_start:
+        lost = norms.is_zero(gradient)
+        gradient = norms.never_zero(gradient, keys, k)
       steepest = ball.steepest(gradient)
       room = ball.epsilon * steepest - (moved - images)
       condition = tf.reduce_sum(room * gradient, axis=[1, 2, 3])
-      active &= (k == 0) | (condition > self.threshold)
+      active &= (k == 0) | lost | (condition > self.threshold)
       ahead = ball.project(images, moved + self.attack.step_size * steepest)
       return k + 1, tf.where(active[:, None, None, None], ahead, moved), active
 
@@ -130,13 +134,13 @@ class Curriculum:
     step_size = self.part[1] * attack.step_size
     start = ball.random_start(keys, images) if attack.random_start else images
 
-    def step(moved: tf.Tensor) -> tuple[tf.Tensor]:
+    def step(k: tf.Tensor, moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
       gradient = input_gradient(classifier, moved, labels, loss)
-      return (norms.ascend(ball, images, moved, gradient, step_size),)
+      if not attack.random_start:
+        gradient = norms.never_zero(gradient, keys, k)
+      return k + 1, norms.ascend(ball, images, moved, gradient, step_size)
 
-    (moved,) = tf.while_loop(
-      lambda moved: True, step, (start,), maximum_iterations=steps
-    )
+    _, moved = tf.while_loop(lambda k, moved: k < steps, step, (tf.constant(0), start))
     return norms.checked(ball, images, moved)
 
 

@@ -1,7 +1,7 @@
 """FAB: adversarial images that are as near as possible.
 
 Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
-attack", ICML 2020; aimed at one class at a time as in AutoAttack.
+attack", ICML 2020; aimed at one class at a time, or at none, as in AutoAttack.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from dat_tf import hashing
 from dat_tf.attacks import hyperplane, losses, norms
 from dat_tf.attacks.gradient import evaluated
 from dat_tf.attacks.iterative import (
@@ -17,6 +18,7 @@ from dat_tf.attacks.iterative import (
   Examples,
   State,
   per_example,
+  restarted,
   select,
   smaller,
   unfooled,
@@ -29,50 +31,54 @@ _BACK = 0.9  # beta: where the search goes on once it has crossed the boundary
 
 @dataclasses.dataclass(frozen=True)
 class FAB:
-  """Targeted fast adaptive boundary attack (FAB-T).
+  """Fast adaptive boundary attack, targeted (FAB-T) or not.
 
-  The boundary to the target class is taken for the hyperplane that it is to first
-  order. A step goes to it, a little further than the shortest way leads, with a bias
-  towards its point nearest to the image. Beyond the boundary the search turns back
-  towards the image.
+  The boundary to the target class, or to the nearest of the likeliest wrong classes,
+  is taken for the hyperplane that it is to first order. A step goes to it, a little
+  further than the shortest way leads, with a bias towards its point nearest to the
+  image. Beyond the boundary the search turns back towards the image. Where the gradient
+  vanishes it goes on from a random point of the ball.
 
   Attributes:
     ball: the norm; an example is broken by a perturbation inside.
     steps: in a round.
     targets: number of wrong classes, the likeliest first, or as many as there are: one
-      round each.
+      round each; 0 aims at none. (The authors' then look at all wrong classes, this at
+      the likeliest `hyperplane.CANDIDATES`.)
     minimal: whether to go on for the smallest norm when one inside the ball is found.
+    restarts: rounds, or rounds for each target class: the first from the image, others
+      from random points half-way to the edge of the ball.
   """
 
   ball: norms.Ball
   steps: int = 100
   targets: int = 9
   minimal: bool = False
+  restarts: int = 1
 
   @property
   def stop_norm(self) -> float:
     return 0.0 if self.minimal else self.ball.epsilon
 
-  @property
-  def num_steps(self) -> int:
+  def num_steps(self, size: int) -> int:
+    del size
     return self.steps
 
   def num_rounds(self, num_classes: int) -> int:
-    return min(self.targets, num_classes - 1)
+    return self.restarts * max(min(self.targets, num_classes - 1), 1)
 
   def start(self, examples: Examples) -> State:
-    return {**unfooled(examples.images), "point": examples.images}
+    images = point = examples.images
+    if self.restarts > 1:
+      again = examples.rounds % self.restarts > 0
+      point = select(again, self._halfway(examples), images)
+    return {**unfooled(images), "point": point}
 
   def step(
     self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
   ) -> State:
-    images, point, targets = examples.images, state["point"], examples.targets()
-
-    def difference(logits: tf.Tensor) -> tf.Tensor:
-      chosen = losses.chosen(logits, targets)
-      return chosen - losses.chosen(logits, examples.labels)
-
-    _, value, gradient = evaluated(classifier, point, difference)
+    images, point = examples.images, state["point"]
+    value, gradient = self._boundary(classifier, examples, point)
     # The same hyperplane, seen from the image.
     value_at_image = value + tf.reduce_sum(gradient * (images - point), [1, 2, 3])
     ways = hyperplane.shortest_way(
@@ -87,9 +93,35 @@ class FAB:
     point = (1.0 - bias) * (point + _OVERSHOOT * way)
     point += bias * (images + _OVERSHOOT * way_from_image)
     point = tf.clip_by_value(point, 0.0, 1.0)
+    point = restarted(norms.is_zero(gradient), self.ball, examples, k, point)
     logits = classifier(point)
     fooled = examples.fooled(logits)
     return {
       **smaller(self.ball, examples, state, point, logits),
       "point": select(fooled, images + _BACK * (point - images), point),
     }
+
+  def _boundary(
+    self, classifier: Classifier, examples: Examples, point: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Value and gradient, at the point, of what is 0 at the boundary."""
+    if not self.targets:
+      near = hyperplane.nearest(self.ball, classifier, examples, point)
+      return near.value, near.gradient
+    targets = examples.targets(self.restarts)
+
+    def difference(logits: tf.Tensor) -> tf.Tensor:
+      chosen = losses.chosen(logits, targets)
+      return chosen - losses.chosen(logits, examples.labels)
+
+    _, value, gradient = evaluated(classifier, point, difference)
+    return value, gradient
+
+  def _halfway(self, examples: Examples) -> tf.Tensor:
+    shape = examples.images.shape[1:]
+    if isinstance(self.ball, norms.LInfinity):
+      noise = 2.0 * hashing.uniform(examples.keys, shape) - 1.0
+    else:
+      noise = hashing.normal(examples.keys, shape)
+    length = per_example(0.5 * self.ball.epsilon / self.ball.norm(noise))
+    return tf.clip_by_value(examples.images + length * noise, 0.0, 1.0)

@@ -27,7 +27,8 @@ class PGD:
     ball: `norms.LInfinity`, `norms.L2` or `norms.L1`.
     step_size: length of a step in the ball's norm, pixel units, greater than 0.
     steps: K, number of gradient steps, at least 1.
-    random_start: whether to start at a random point of the ball, or at x.
+    random_start: whether to start at a random point of the ball, or at x; from x a
+      random direction is taken where the gradient vanishes.
   """
 
   ball: norms.Ball
@@ -57,8 +58,10 @@ class PGD:
     """
     adversarial = self.ball.random_start(keys, images) if self.random_start else images
     # The loop is unrolled: on a CPU that is some 10 % faster than tf.while_loop.
-    for _ in range(self.steps):
+    for k in range(self.steps):
       gradient = input_gradient(classifier, adversarial, labels, loss)
+      if not self.random_start:
+        gradient = norms.never_zero(gradient, keys, k)
       adversarial = norms.ascend(
         self.ball, images, adversarial, gradient, self.step_size
       )

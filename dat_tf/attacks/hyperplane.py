@@ -1,4 +1,4 @@
-"""The way from a point to a hyperplane, inside [0, 1], that is shortest in a norm.
+"""The nearest boundary as a hyperplane, and the shortest way to it inside [0, 1].
 
 Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
 attack", ICML 2020, section 2.
@@ -6,9 +6,72 @@ attack", ICML 2020, section 2.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
-from dat_tf.attacks import norms
+from dat_tf.attacks import losses, norms
+from dat_tf.attacks.iterative import Classifier, Examples
+
+# How many wrong classes are looked at, the likeliest first, as in DeepFool's program.
+CANDIDATES = 10
+
+
+class Boundary(NamedTuple):
+  """The boundary to another class, taken for a hyperplane.
+
+  Attributes:
+    logits: [B, classes], at the points.
+    value: [B], the other class's logit less the label's.
+    gradient: [B, H, W, C], its gradient.
+    distance: [B], to the hyperplane, in the ball's norm.
+  """
+
+  logits: tf.Tensor
+  value: tf.Tensor
+  gradient: tf.Tensor
+  distance: tf.Tensor
+
+
+def nearest(
+  ball: norms.Ball,
+  classifier: Classifier,
+  examples: Examples,
+  points: tf.Tensor,
+  candidates: int = CANDIDATES,
+) -> Boundary:
+  """The nearest boundary, of those to the likeliest wrong classes.
+
+  Args:
+    ball: in whose norm it is nearest.
+    classifier: from images to logits.
+    examples: whose labels, and whose likeliest wrong classes.
+    points: float32 [B, H, W, C], where the hyperplanes are taken.
+    candidates: how many classes, or as many as there are.
+  """
+  wrong = losses.others(examples.logits, examples.labels)
+  classes = tf.math.top_k(wrong, min(candidates, wrong.shape[1] - 1)).indices
+  with tf.GradientTape(watch_accessed_variables=False) as tape:
+    tape.watch(points)
+    logits = classifier(points)
+    values = tf.gather(logits, classes, batch_dims=1)
+    values -= losses.chosen(logits, examples.labels)[:, None]
+  gradients = tape.batch_jacobian(values, points)  # all classes in one pass
+  distances = tf.abs(values) / tf.maximum(_dual_norm(ball, gradients), 1e-12)
+  index = tf.argmin(distances, axis=1)
+  value, gradient, distance = (
+    tf.gather(x, index, batch_dims=1) for x in (values, gradients, distances)
+  )
+  return Boundary(logits, value, gradient, distance)
+
+
+def _dual_norm(ball: norms.Ball, gradients: tf.Tensor) -> tf.Tensor:
+  """[B, n, H, W, C] -> [B, n]."""
+  if isinstance(ball, norms.L1):
+    return tf.reduce_max(tf.abs(gradients), [2, 3, 4])
+  if isinstance(ball, norms.L2):
+    return tf.sqrt(tf.reduce_sum(tf.square(gradients), [2, 3, 4]))
+  return tf.reduce_sum(tf.abs(gradients), [2, 3, 4])
 
 
 def shortest_way(

@@ -92,9 +92,8 @@ class Free(Interleaved):
     adversarial = self._ball.project(batch.images, batch.images + self._delta)
     adversarial = norms.checked(self._ball, batch.images, adversarial)
     result = differentiate(batch, adversarial, slope_by=lambda: adversarial)
-    moved = norms.ascend(
-      self._ball, batch.images, adversarial, result.slope, self._step_size
-    )
+    slope = norms.never_zero(result.slope, batch.keys, batch.step)
+    moved = norms.ascend(self._ball, batch.images, adversarial, slope, self._step_size)
     self._delta.assign(moved - batch.images)
     return result
 

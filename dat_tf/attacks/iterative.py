@@ -43,6 +43,11 @@ class Examples(NamedTuple):
   logits: tf.Tensor
   rounds: tf.Tensor
 
+  @property
+  def size(self) -> int:
+    """Pixel values of an image."""
+    return self.images.shape[1:].num_elements()
+
   def step_keys(self, step: tf.Tensor, stream: int = 0) -> tf.Tensor:
     """Streams of a step of each example, uint32 [B, 2]; step: int32 [B]."""
     return hashing.stream_keys(stream, step, self.keys[:, 0], self.keys[:, 1])
@@ -66,15 +71,11 @@ class Iterative(Protocol):
 
   Attributes:
     ball: what counts as an adversarial image, and the norm.
-    num_steps: how often `step` is called in a round.
     stop_norm: a round ends once `norm` is at most this.
   """
 
   @property
   def ball(self) -> norms.Ball: ...
-
-  @property
-  def num_steps(self) -> int: ...
 
   @property
   def stop_norm(self) -> float: ...
@@ -85,6 +86,9 @@ class Iterative(Protocol):
     Raises:
       UserError: the attack needs more classes.
     """
+
+  def num_steps(self, size: int) -> int:
+    """How often `step` is called in a round, for images of so many pixel values."""
 
   def start(self, examples: Examples) -> State:
     """The state before the first step."""
@@ -99,17 +103,24 @@ class Iterative(Protocol):
     """
 
 
-def ended(attack: Iterative, norm: Any, k: Any) -> Any:
-  """Whether a round is over: bool [B], of a state's "norm" and "k"."""
-  return (norm <= attack.stop_norm) | (k >= attack.num_steps)
+def ended(attack: Iterative, norm: Any, k: Any, size: int) -> Any:
+  """Whether a round is over: bool [B], of a state's "norm" and "k".
+
+  Args:
+    attack: whose round it is.
+    norm: float [B].
+    k: int [B].
+    size: pixel values of an image.
+  """
+  return (norm <= attack.stop_norm) | (k >= attack.num_steps(size))
 
 
 def advanced(
   attack: Iterative, classifier: Classifier, examples: Examples, state: State
 ) -> State:
   """One step of an attack; what it found in a round that has ended stays."""
-  over = ended(attack, state["norm"], state["k"])
-  k = tf.minimum(state["k"], attack.num_steps - 1)
+  over = ended(attack, state["norm"], state["k"], examples.size)
+  k = tf.minimum(state["k"], attack.num_steps(examples.size) - 1)
   own = {name: value for name, value in state.items() if name != "k"}
   after = attack.step(classifier, examples, own, k)
   return {
@@ -187,7 +198,7 @@ def run(
     state: the attack's.
     steps: int32 [], how many; all unless given.
   """
-  steps = tf.constant(attack.num_steps) if steps is None else steps
+  steps = tf.constant(attack.num_steps(examples.size)) if steps is None else steps
   return tf.while_loop(
     lambda step, _: step < steps,
     lambda step, before: (
@@ -224,6 +235,27 @@ def smaller(
     "adversarial": select(better, moved, state["adversarial"]),
     "norm": tf.where(better, norm, state["norm"]),
   }
+
+
+def restarted(
+  where: tf.Tensor, ball: norms.Ball, examples: Examples, k: tf.Tensor, point: tf.Tensor
+) -> tf.Tensor:
+  """`point`, but a random point of the ball where an attack has lost its way.
+
+  Args:
+    where: bool [B], such as where the gradient is zero.
+    ball: the allowed perturbations.
+    examples: what is attacked.
+    k: int32 [B], the step, on which the random point depends.
+    point: float32 [B, H, W, C].
+  """
+  return tf.cond(
+    tf.reduce_any(where),
+    lambda: select(
+      where, ball.random_start(examples.step_keys(k, stream=4), examples.images), point
+    ),
+    lambda: point,
+  )
 
 
 def unfooled(images: tf.Tensor) -> State:

@@ -86,8 +86,10 @@ class MomentumPGD:
     """Adversarial images; arguments as those of `PGD`."""
     moved = self.ball.random_start(keys, images) if self.random_start else images
     momentum = tf.zeros_like(images)
-    for _ in range(self.steps):
+    for k in range(self.steps):
       gradient = input_gradient(classifier, moved, labels, loss)
+      if not self.random_start:
+        gradient = norms.never_zero(gradient, keys, k)
       length = tf.reduce_sum(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
       momentum = self.decay * momentum + tf.math.divide_no_nan(gradient, length)
       moved = norms.ascend(self.ball, images, moved, momentum, self.step_size)
@@ -141,15 +143,18 @@ class WRM:
       x_{t+1} = clip(x_t + 1 / sqrt(t + 1) * 1 / (2 gamma) * grad phi(x_t))
       phi(z)  = loss(f(z), y) - gamma |z - x|^2
 
-  from x_0 = x, for t = 0 ... steps - 1. WRM: Sinha et al., "Certifying some
-  distributional robustness with principled adversarial training", ICLR 2018; the step
-  sizes are those of the authors' program. phi is concave, and has one maximum, for a
-  large gamma.
+  from x_0 = x, for t = 0 ... steps - 1. Where the loss has no gradient a random
+  direction of norm 1 stands for it. phi is concave, and has one maximum, for a large
+  gamma.
+
+  WRM: Sinha et al., "Certifying some distributional robustness with principled
+  adversarial training", ICLR 2018. The steps have the lengths of the authors' program,
+  which takes one more than its `steps` says, 16 for 15, and clips nothing to [0, 1].
 
   Attributes:
     gamma: price of a squared Euclidean distance, pixels in [0, 1], greater than 0; that
       of the authors' program on MNIST is 0.385 (its eps is 1 / (2 gamma) = 1.3).
-    steps: at least 1; 15 in the paper.
+    steps: gradients taken, at least 1; 15 in the paper.
   """
 
   gamma: float = 0.385
@@ -163,11 +168,11 @@ class WRM:
     keys: tf.Tensor,
     loss: Loss = cross_entropy,
   ) -> tf.Tensor:
-    """Adversarial images; arguments as those of `PGD`, the keys play no part."""
-    del keys
+    """Adversarial images; arguments as those of `PGD`."""
     moved = images
     for t in range(self.steps):
       gradient = input_gradient(classifier, moved, labels, loss)
+      gradient = norms.never_zero(gradient, keys, t)
       step = gradient / (2.0 * self.gamma) - (moved - images)
       moved = _clip_to_pixels(moved + step / (t + 1) ** 0.5)
     return moved

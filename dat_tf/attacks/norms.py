@@ -53,6 +53,36 @@ def signs(keys: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
   return tf.where(hashing.uniform(keys, shape) < 0.5, -1.0, 1.0)
 
 
+def is_zero(gradient: tf.Tensor) -> tf.Tensor:
+  """Whether all of an example's gradient is zero: [B, ...] -> bool [B]."""
+  return tf.reduce_all(tf.equal(gradient, 0.0), range(1, gradient.shape.rank))
+
+
+def never_zero(
+  gradient: tf.Tensor, keys: tf.Tensor, step: Union[int, tf.Tensor]
+) -> tf.Tensor:
+  """The gradient; where all of it is zero, a random direction of Euclidean norm 1.
+
+  An attack that starts at the image itself would else stand still for ever where the
+  network is flat around the image, and make it look robust. So does the authors'
+  program of DDN (Rony et al., CVPR 2019).
+
+  Args:
+    gradient: [B, H, W, C].
+    keys: uint32 [B, 2], a random stream of each example.
+    step: integer, or integers [B]: each step has a direction of its own.
+  """
+  where = is_zero(gradient)
+
+  def filled() -> tf.Tensor:
+    # A stream of its own: other noise of the same keys must not depend on it.
+    streams = hashing.stream_keys(5, step, keys[:, 0], keys[:, 1])
+    noise = hashing.normal(streams, gradient.shape[1:])
+    return tf.where(where[:, None, None, None], noise / _l2_norm(noise), gradient)
+
+  return tf.cond(tf.reduce_any(where), filled, lambda: gradient)
+
+
 @dataclasses.dataclass(frozen=True)
 class LInfinity:
   """max |delta| <= epsilon.

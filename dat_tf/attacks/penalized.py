@@ -2,7 +2,8 @@
 
 Both minimise |delta|^2 + weight f(x + delta) inside [0, 1]. The weight is searched for:
 it is raised tenfold until the minimum fools the classifier, then halved between the
-largest that did not and the smallest that did.
+largest that did not and the smallest that did. Where f has no gradient, and the label
+still wins, the search goes on from a random point of the ball.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dat_tf.attacks.iterative import (
   Examples,
   State,
   per_example,
+  restarted,
   select,
   smaller,
   unfooled,
@@ -54,6 +56,15 @@ def _next_weight(state: State, renew: tf.Tensor) -> State:
   }
 
 
+def _to_line(images: tf.Tensor) -> tf.Tensor:
+  """What `_from_line` makes images of; the ends of the range lie at infinity."""
+  return tf.atanh((2.0 * images - 1.0) * 0.999999)
+
+
+def _from_line(x: tf.Tensor) -> tf.Tensor:
+  return (tf.tanh(x) + 1.0) / 2.0
+
+
 def _squared_norm(x: tf.Tensor) -> tf.Tensor:
   return tf.reduce_sum(tf.square(x), [1, 2, 3])
 
@@ -83,8 +94,8 @@ class CarliniWagner:
   def stop_norm(self) -> float:
     return 0.0
 
-  @property
-  def num_steps(self) -> int:
+  def num_steps(self, size: int) -> int:
+    del size
     return self.weights * self.steps
 
   def num_rounds(self, num_classes: int) -> int:
@@ -108,30 +119,32 @@ class CarliniWagner:
     number = k % self.steps
     begins = number == 0
     state = _next_weight(state, begins & (k > 0))
-    # The ends of the range lie at infinity.
-    start = tf.atanh((2.0 * images - 1.0) * 0.999999)
-    point = select(begins, start, state["point"])
+    point = select(begins, _to_line(images), state["point"])
     mean, square = (
       select(begins, tf.zeros_like(images), state[name]) for name in ("mean", "square")
     )
+    moved = _from_line(point)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-      tape.watch(point)
-      moved = (tf.tanh(point) + 1.0) / 2.0
+      tape.watch(moved)
       logits = classifier(moved)
       wins = tf.nn.relu(-losses.margin(logits, examples.labels))
-      total = tf.reduce_sum(_squared_norm(moved - images) + state["weight"] * wins)
-    gradient = tape.gradient(total, point)
+    slope = tape.gradient(wins, moved)
+    lost = (wins > 0.0) & norms.is_zero(slope)
+    gradient = 2.0 * (moved - images) + per_example(state["weight"]) * slope
+    gradient *= (1.0 - tf.square(tf.tanh(point))) / 2.0
     beta_1, beta_2, tiny = _ADAM
     mean = beta_1 * mean + (1.0 - beta_1) * gradient
     square = beta_2 * square + (1.0 - beta_2) * gradient**2
     power = tf.cast(number + 1, tf.float32)
     first = mean / per_example(1.0 - beta_1**power)
     second = square / per_example(1.0 - beta_2**power)
+    point -= self.learning_rate * first / (tf.sqrt(second) + tiny)
+    elsewhere = restarted(lost, self.ball, examples, k, images)
     return {
       **state,
       **smaller(self.ball, examples, state, moved, logits),
       "fooled": state["fooled"] | examples.fooled(logits),
-      "point": point - self.learning_rate * first / (tf.sqrt(second) + tiny),
+      "point": select(lost, _to_line(elsewhere), point),
       "mean": mean,
       "square": square,
     }
@@ -162,8 +175,8 @@ class LBFGS:
   def stop_norm(self) -> float:
     return 0.0
 
-  @property
-  def num_steps(self) -> int:
+  def num_steps(self, size: int) -> int:
+    del size
     return self.weights * self.steps
 
   def num_rounds(self, num_classes: int) -> int:
@@ -181,6 +194,7 @@ class LBFGS:
       "gradient": tf.zeros_like(images),
       "trial": images,
       "length": zeros,
+      "lost": tf.zeros_like(zeros, tf.bool),
       "moves": history,
       "changes": history,
     }
@@ -192,12 +206,14 @@ class LBFGS:
     begins = k % self.steps == 0
     state = _next_weight(state, begins & (k > 0))
     trial = select(begins, images, state["trial"])
+    begins |= state["lost"]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch(trial)
       logits = classifier(trial)
       penalty = state["weight"] * cross_entropy(logits, examples.targets())
-      value = _squared_norm(trial - images) + penalty
-    gradient = tape.gradient(value, trial)
+    slope = tape.gradient(penalty, trial)
+    value = _squared_norm(trial - images) + penalty
+    gradient = 2.0 * (trial - images) + slope
     move, change = trial - state["point"], gradient - state["gradient"]
     # Armijo's condition: the value falls by a part of what the slope promises.
     promised = tf.reduce_sum(state["gradient"] * move, [1, 2, 3])
@@ -211,6 +227,7 @@ class LBFGS:
       )
       for name, new in (("moves", move), ("changes", change))
     )
+    lost = accepted & norms.is_zero(slope) & ~examples.fooled(logits)
     point = select(accepted, trial, state["point"])
     value = tf.where(accepted, value, state["value"])
     gradient = select(accepted, gradient, state["gradient"])
@@ -218,6 +235,7 @@ class LBFGS:
     stuck = ((point <= 0.0) & (gradient > 0.0)) | ((point >= 1.0) & (gradient < 0.0))
     free = tf.where(stuck, 0.0, gradient)
     way = tf.where(stuck, 0.0, _newton_way(free, moves, changes))
+    trial_after = tf.clip_by_value(point - per_example(length) * way, 0.0, 1.0)
     return {
       **state,
       **smaller(self.ball, examples, state, trial, logits),
@@ -225,8 +243,9 @@ class LBFGS:
       "point": point,
       "value": value,
       "gradient": gradient,
-      "trial": tf.clip_by_value(point - per_example(length) * way, 0.0, 1.0),
+      "trial": restarted(lost, self.ball, examples, k, trial_after),
       "length": length,
+      "lost": lost,
       "moves": moves,
       "changes": changes,
     }

@@ -35,12 +35,21 @@ _SUITES: dict[str, Callable[[norms.Ball], tuple[Iterative, ...]]] = {
   "apgd-ce": lambda ball: (_apgd_ce(ball),),
   "apgd-dlr": lambda ball: (APGD(ball, losses.dlr),),
   "apgd-t": lambda ball: (_apgd_t(ball),),
+  "fab": lambda ball: (FAB(ball, targets=0, minimal=True, restarts=5),),
   "fab-t": lambda ball: (FAB(ball, minimal=True),),
   "square": lambda ball: (Square(ball),),
   "autoattack": lambda ball: (_apgd_ce(ball), _apgd_t(ball), FAB(ball), Square(ball)),
   "autoattack-rand": lambda ball: (
     APGD(ball, samples=20),
     APGD(ball, losses.dlr, samples=20),
+  ),
+  "autoattack-plus": lambda ball: (
+    APGD(ball, restarts=5),
+    APGD(ball, losses.dlr, restarts=5),
+    FAB(ball, targets=0, restarts=5),
+    Square(ball),
+    APGD(ball, losses.targeted_dlr, targets=9),
+    FAB(ball),
   ),
   "deepfool": lambda ball: (DeepFool(ball),),
 }
@@ -66,13 +75,13 @@ def make_attacks(
   """The attacks that a name stands for, for `evaluation.Evaluator`.
 
   Args:
-    name: `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab-t`, `square`; `autoattack` (standard)
-      and `autoattack-rand`; `deepfool`; `jsma` in l1 and l2; `ddn`, `cw-l2`, `l-bfgs`
-      in l2; `fgsm`; with K steps, or K from each of R random starts, `pgd-K`,
-      `pgd-KxR`, `cw-pgd-K`, `cw-pgd-KxR` (on the margin); from the image itself
-      `bim-K` and `mi-fgsm-K` (with momentum). A step is 2.5 epsilon / K long with a
-      random start, epsilon / K without. Any of them after `transfer-` is made on
-      `source`.
+    name: `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`; `autoattack`
+      (standard), `autoattack-plus` and `autoattack-rand`; `deepfool`; `jsma` in l1 and
+      l2; `ddn`, `cw-l2`, `l-bfgs` in l2; `fgsm`; with K steps, or K from each of R
+      random starts, `pgd-K`, `pgd-KxR`, `cw-pgd-K`, `cw-pgd-KxR` (on the margin); from
+      the image itself `bim-K` and `mi-fgsm-K` (with momentum). A step is 2.5 epsilon /
+      K long with a random start, epsilon / K without. Any of them after `transfer-` is
+      made on `source`.
     ball: the allowed perturbations.
     source: of transfer attacks, from images to logits of the same classes.
 

@@ -53,8 +53,8 @@ class Square:
   def stop_norm(self) -> float:
     return norms.outer(self.ball.epsilon)
 
-  @property
-  def num_steps(self) -> int:
+  def num_steps(self, size: int) -> int:
+    del size
     return self.steps
 
   def num_rounds(self, num_classes: int) -> int:

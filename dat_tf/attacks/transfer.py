@@ -33,9 +33,8 @@ class Transfer:
   def stop_norm(self) -> float:
     return norms.outer(self.ball.epsilon)
 
-  @property
-  def num_steps(self) -> int:
-    return self.attack.num_steps
+  def num_steps(self, size: int) -> int:
+    return self.attack.num_steps(size)
 
   def num_rounds(self, num_classes: int) -> int:
     return self.attack.num_rounds(num_classes)

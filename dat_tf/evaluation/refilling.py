@@ -83,7 +83,9 @@ class Runner:
   def run(self, portion: Portion, indices: np.ndarray) -> Found:
     """Attacks the examples of these indices."""
     attack, count = self._attack, _BATCHES * self._batch_size
-    steps_per_call = max(_STEPS_PER_CALL, attack.num_steps // _LOOKS)
+    size = int(np.prod(portion.images.shape[1:]))
+    num_steps = attack.num_steps(size)
+    steps_per_call = max(_STEPS_PER_CALL, num_steps // _LOOKS)
     found = Found(
       np.full(len(portion.images), np.inf, np.float32),
       np.full(len(portion.images), -1, np.int32),
@@ -117,12 +119,12 @@ class Runner:
         slots, k, busy = slots[order], k[order], busy[order]
         move = functools.partial(tf.gather, indices=order)
         examples, state = tf.nest.map_structure(move, (examples, state))
-      steps = min(steps_per_call, attack.num_steps - k[busy].max())
+      steps = min(steps_per_call, num_steps - k[busy].max())
       # A batch without work takes none.
       each = np.where(busy.reshape(_BATCHES, -1).any(axis=1), steps, 0).astype(np.int32)
       state = self._steps(examples, state, tf.constant(each))
       norm, k = state["norm"].numpy(), np.array(state["k"])  # to be written to
-      over = busy & iterative.ended(attack, norm, k)
+      over = busy & iterative.ended(attack, norm, k, size)
       if over.any():
         self._keep(found, slots, state, norm, np.flatnonzero(over))
         busy &= ~over

@@ -27,6 +27,7 @@ _BATCHES_PER_PORTION = 4
 
 _SEQUENCES = {
   "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
+  "autoattack-plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
   "autoattack-rand": ("apgd-ce", "apgd-dlr"),
 }
 

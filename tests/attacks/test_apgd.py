@@ -170,7 +170,7 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
         for index, image in enumerate(self.images.reshape(COUNT, -1).astype("f8"))
       ]
     )
-    self.assertEqual(histories.shape[1], attack.num_steps)
+    self.assertEqual(histories.shape[1], attack.num_steps(np.prod(SHAPE)))
     for count in SPARSE_COMPARED:
       _, state = self.state_after(attack, count)
       for name, expected in zip(("best_loss", "step_size"), histories[:, count - 1].T):
@@ -180,7 +180,7 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_in_l1_it_ends_with_a_sparse_perturbation_that_fills_the_ball(self):
     attack = APGD(L1(1.5), steps=STEPS)
-    _, state = self.state_after(attack, attack.num_steps)
+    _, state = self.state_after(attack, attack.num_steps(np.prod(SHAPE)))
     delta = (state["best"].numpy() - self.images).reshape(COUNT, -1)
     self.assertAllClose(np.abs(delta).sum(axis=1), np.full(COUNT, 1.5), atol=1e-4)
     counts = (np.abs(delta) > 1e-6).sum(axis=1)

@@ -126,12 +126,27 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "perturbation of norm"):
       self.attacked(PGD(Leaky(0.1), 0.1, 3))
 
-  def test_a_zero_gradient_moves_nothing(self):
-    images = tf.constant(self.images)
+  def test_without_a_gradient_it_goes_at_random_from_the_image_only(self):
+    images, flat = tf.constant(self.images), lambda x: 0.0 * self.classifier(x)
     for ball in (LInfinity(0.1), L2(0.5)):
+      attack = PGD(ball, 0.1, 2)
+      moved = attack(flat, images, self.labels, self.keys)
+      self.assertAllEqual(moved, ball.random_start(self.keys, images))
       attack = PGD(ball, 0.1, 2, random_start=False)
-      flat = attack(lambda x: 0.0 * self.classifier(x), images, self.labels, self.keys)
-      self.assertAllEqual(flat, self.images)
+      moved = attack(flat, images, self.labels, self.keys)
+      self.assertAllGreater(ball.norm(moved - images), 0.02)
+      # An example's direction is its own, and where there is a gradient none is taken.
+      part = attack(flat, images[4:], self.labels[4:], self.keys[4:])
+      self.assertAllEqual(moved[4:], part)
+      first = tf.range(len(images))[:, None] == 0
+
+      def half_flat(x, first=first):
+        return tf.where(first, 0.0, 1.0) * self.classifier(x)
+
+      moved = attack(half_flat, images, self.labels, self.keys)
+      rest = attack(self.classifier, images[1:], self.labels[1:], self.keys[1:])
+      self.assertAllClose(moved[1:], rest, atol=1e-6)
+      self.assertGreater(ball.norm(moved - images)[0], 0.02)
 
   def test_the_random_start_is_the_examples_own(self):
     images = tf.constant(self.images)

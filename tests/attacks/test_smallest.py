@@ -1,4 +1,4 @@
-"""DDN, C&W and L-BFGS, which look for the smallest perturbation, against NumPy."""
+"""DDN, C&W, L-BFGS, FAB and JSMA, which look for small perturbations, in NumPy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from absl.testing import parameterized
 from numpy_attacks import TanhNetwork, length
 
 from dat_tf import hashing
-from dat_tf.attacks import L2, iterative, penalized
+from dat_tf.attacks import L1, L2, LInfinity, iterative, jsma, penalized
 from dat_tf.attacks.ddn import DDN
+from dat_tf.attacks.fab import FAB
+from dat_tf.attacks.jsma import JSMA
 from dat_tf.attacks.penalized import CarliniWagner
 
 SHAPE, COUNT, CLASSES = (4, 4, 1), 6, 3
@@ -121,3 +123,89 @@ class SmallestTest(tf.test.TestCase, parameterized.TestCase):
       tf.constant(changes.reshape(1, memory, *SHAPE), tf.float32),
     )
     self.assertAllClose(np.ravel(way), inverse @ gradient, rtol=1e-4, atol=1e-5)
+
+  @parameterized.parameters(LInfinity(0.2), L2(0.8), L1(2.0))
+  def test_fab_starts_anew_half_way_to_the_edge_of_the_ball(self, ball):
+    attack = FAB(ball, targets=0, restarts=3)
+    self.assertEqual(attack.num_rounds(10), 3)
+    images = tf.fill([COUNT, *SHAPE], 0.5)
+    points = []
+    for number in range(3):
+      examples = iterative.Examples(
+        images,
+        tf.constant(self.labels),
+        hashing.stream_keys(number, tf.range(COUNT)),
+        self.network(images),
+        tf.fill([COUNT], number),
+      )
+      points.append(attack.start(examples)["point"].numpy())
+      norms = ball.norm(points[-1] - images)
+      expected = 0.5 * ball.epsilon if number else 0.0
+      self.assertAllClose(norms, np.full(COUNT, expected), rtol=1e-5)
+    self.assertNotAllClose(points[1], points[2])
+
+  @parameterized.parameters(LInfinity(0.2), L2(0.8))
+  def test_without_a_target_fab_goes_to_the_nearest_boundary(self, ball):
+    """Its first step, from the image, where both ways are the same."""
+    attack = FAB(ball, targets=0)
+    state = self.state_after(attack, 1)
+    order = 1 if isinstance(ball, LInfinity) else 2
+    for index, (image, label) in enumerate(zip(self.images, self.labels)):
+      image = image[None].astype("f8")
+      logits = self.network.logits(image)[0]
+      ways = []
+      for other in set(range(CLASSES)) - {label}:
+        by_logits = np.eye(CLASSES)[other] - np.eye(CLASSES)[label]
+        slope = self.network.pulled_back(image, by_logits[None])
+        size = np.linalg.norm(slope.ravel(), order)
+        away = np.sign(slope) if order == 1 else slope / size
+        ways.append(((logits[label] - logits[other]) / size, away))
+      distance, away = min(ways, key=lambda way: way[0])
+      expected = image + 1.05 * distance * away
+      if not (0 < expected).all() or not (expected < 1).all():
+        continue  # the box has a say
+      fooled = self.network.logits(expected)[0].argmax() != label
+      point = image + (0.9 if fooled else 1.0) * (expected - image)
+      self.assertAllClose(state["point"][index], point[0], atol=1e-4)
+
+  @parameterized.parameters(1, 2, 3, 12, 48, 300)
+  def test_the_pair_of_jsma_is_the_best_of_all(self, size):
+    rng = np.random.default_rng(size)
+    up, fall = rng.normal(size=(2, 40, size)).astype("f4")
+    up[1], fall[2], up[3] = -1.0, -1.0, 0.0  # no pair there
+    free = rng.random((40, size)) < 0.8
+    chosen = jsma._best_pair(*map(tf.constant, (up, fall, free))).numpy()
+    found = 0
+    for index, row in enumerate(chosen):
+      sums = [(x[index][:, None] + x[index]).astype("f8") for x in (up, fall)]
+      taken = (sums[0] > 0) & (sums[1] > 0) & free[index] & free[index][:, None]
+      if size > 1:
+        taken &= ~np.eye(size, dtype=bool)
+      gains = np.where(taken, sums[0] * sums[1], 0.0)
+      if not taken.any():
+        self.assertFalse(row.any())
+        continue
+      pair = np.flatnonzero(row)
+      self.assertLen(pair, min(size, 2))
+      self.assertAllClose(gains[pair[0], pair[-1]], gains.max(), rtol=1e-5)
+      found += 1
+    self.assertGreater(found, 3)
+
+  @parameterized.parameters(
+    ((28, 28, 1), 57), ((32, 32, 3), 223), ((2, 2, 1), 1), ((1, 1, 1), 1)
+  )
+  def test_jsma_changes_up_to_a_share_of_the_image(self, shape, pairs):
+    # ceil(0.145 H W C / 2), and a look at the last point.
+    self.assertEqual(JSMA(L2(1.0)).num_steps(int(np.prod(shape))), pairs + 1)
+    self.assertEqual(JSMA(L2(1.0), steps=7).num_steps(int(np.prod(shape))), 8)
+
+  @parameterized.parameters((1, 1, 1), (1, 1, 3))
+  def test_jsma_on_one_pixel(self, *shape):
+    def classifier(images):
+      light = tf.reduce_mean(images, axis=[1, 2, 3])
+      return tf.stack([0.7 - light, light - 0.7], axis=1)
+
+    images, zeros = tf.fill([2, *shape], 0.5), tf.zeros(2, tf.int32)
+    attack = iterative.OneShot(JSMA(L2(2.0), steps=2))
+    moved = attack(classifier, images, zeros, hashing.stream_keys(0, tf.range(2)))
+    self.assertAllEqual(tf.argmax(classifier(moved), axis=1), [1, 1])

@@ -94,8 +94,8 @@ class EvaluatorTest(LinearTestCase):
 
   def test_all_names_make_attacks(self):
     names = ["fgsm", "pgd-20", "pgd-50x10", "bim-10", "mi-fgsm-10", "cw-pgd-20x2"]
-    names += ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"]
-    names += ["autoattack-rand", "deepfool"]
+    names += ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+    names += ["autoattack", "autoattack-plus", "autoattack-rand", "deepfool"]
     for ball in (LInfinity(0.1), L2(1.0), L1(10.0)):
       for name in names:
         for attack in make_attacks(name, ball):
@@ -125,7 +125,8 @@ class EvaluatorTest(LinearTestCase):
       "apgd-ce": (APGD(linf, ce, 100, 1, 0, 1),),
       "apgd-dlr": (APGD(linf, losses.dlr, 100, 1, 0, 1),),
       "apgd-t": (APGD(linf, losses.targeted_dlr, 100, 1, 9, 1),),
-      "fab-t": (FAB(linf, 100, 9, True),),
+      "fab": (FAB(linf, 100, 0, True, 5),),
+      "fab-t": (FAB(linf, 100, 9, True, 1),),
       "square": (Square(linf, 5000, 1, 0.8),),
       "autoattack-rand": (
         APGD(linf, ce, 100, 1, 0, 20),
@@ -140,7 +141,7 @@ class EvaluatorTest(LinearTestCase):
         l2, steps=1000, weights=9, learning_rate=0.01, first_weight=1e-3
       ),
       "l-bfgs": LBFGS(l2, steps=60, weights=12, first_weight=1e-2, memory=5),
-      "jsma": JSMA(l2, steps=39, targets=9),
+      "jsma": JSMA(l2, steps=None, targets=9),
     }.items():
       self.assertEqual(make_attacks(name, l2), (expected,), name)
 
@@ -168,6 +169,22 @@ class EvaluatorTest(LinearTestCase):
         [first.steps, second.steps, third.steps, fourth.steps], [100, 100, 100, 5000]
       )
       self.assertEqual(second.num_rounds(4), 3)
+
+  @parameterized.parameters(LInfinity(0.1), L2(1.0))
+  def test_autoattack_plus_has_the_official_order_and_budgets(self, ball):
+    attacks = make_attacks("autoattack-plus", ball)
+    self.assertEqual(
+      attacks,
+      (
+        APGD(ball, cross_entropy, steps=100, restarts=5),
+        APGD(ball, losses.dlr, steps=100, restarts=5),
+        FAB(ball, steps=100, targets=0, minimal=False, restarts=5),
+        Square(ball, steps=5000, restarts=1),
+        APGD(ball, losses.targeted_dlr, steps=100, restarts=1, targets=9),
+        FAB(ball, steps=100, targets=9, minimal=False, restarts=1),
+      ),
+    )
+    self.assertEqual([each.num_rounds(10) for each in attacks], [5, 5, 5, 1, 9, 9])
 
   @parameterized.parameters(
     ("autoatack", "autoattack"),
@@ -259,7 +276,7 @@ class LinearTest(LinearTestCase):
   def test_so_it_is_with_many_classes_in_reach(self, ball, name):
     self.check_broken(self.many, ball, name)
 
-  @parameterized.product(ball=BALLS, name=["fab-t", "deepfool"])
+  @parameterized.product(ball=BALLS, name=["fab", "fab-t", "deepfool"])
   def test_the_smallest_norm_is_found(self, ball, name):
     self.check_smallest(self.many, ball, name, 1.04)
 
@@ -297,14 +314,18 @@ class LinearTest(LinearTestCase):
     self.assertAllEqual(outcome.images[changed], np.ones(changed.sum()))
     counts = changed.sum(axis=(1, 2, 3))
     self.assertAllInRange(counts, 2, 2 * steps)
-    # The entries that count most, of those that speak for the other class.
+    # The pairs that count most, one after the other.
     for index, count in enumerate(counts):
       label = self.two.labels[index]
-      other = self.two.weights[:, 1 - label]
-      rest = self.two.weights.sum(axis=1) - other
-      saliency = np.where((other > 0) & (rest < 0), -other * rest, 0)
-      best = np.argsort(-saliency)[:count]
-      self.assertAllEqual(np.sort(best), np.flatnonzero(changed[index].ravel()))
+      other = self.two.weights[:, 1 - label].astype("f8")
+      rest, free, chosen = self.two.weights.sum(axis=1) - other, np.ones(25, bool), []
+      for _ in range(count // 2):
+        up, down = other[:, None] + other, rest[:, None] + rest
+        taken = (up > 0) & (down < 0) & free & free[:, None] & ~np.eye(25, dtype=bool)
+        pair = np.argmax(np.where(taken, -up * down, 0))
+        chosen += [pair // 25, pair % 25]
+        free[chosen] = False
+      self.assertAllEqual(np.sort(chosen), np.flatnonzero(changed[index].ravel()))
 
   def test_eot_sees_through_random_outputs(self):
     """The gradient of one call points anywhere; the mean of many points the way."""

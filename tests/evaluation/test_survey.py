@@ -62,7 +62,7 @@ class DealingTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_every_attack_of_a_sequence_has_a_name(self):
     for ball in (LInfinity(0.1), L2(1.0)):
-      for name in ("autoattack", "autoattack-rand", "apgd-t", "pgd-5x2"):
+      for name in ("autoattack", "autoattack-plus", "autoattack-rand", "apgd-t"):
         attacks = make_attacks(name, ball)
         self.assertLen(survey.sequence_names(name), len(attacks))
 
