@@ -25,7 +25,8 @@ _FEW = 0.01
 _SOME = 0.05
 # AutoAttack's: of the examples that Square breaks after the others.
 _SQUARE = 0.002
-# AutoAttack's: of the logits' norm. A GPU that adds in another order stays below it.
+# AutoAttack's: of an image's logits' norm. A GPU that adds in another order stays below
+# it.
 _RANDOM = 1e-4
 
 
@@ -42,12 +43,12 @@ def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
   if not probes:
     return []
   zero = float(probes["zero_gradient"])
-  if zero > _FEW:
+  if zero > 0.0:  # as AutoAttack: a single image is told
     found["zero_gradient"] = (
-      f"the gradient is zero at {zero:.0%} of the images that are classified right. "
-      "Attacks that follow it stand still there, and the model looks more robust than "
-      "it is: evaluate square too, and look for rounding, saturated logits, or pixels "
-      "in another range than the model's (--input_range)"
+      f"the gradient is zero at {zero:.1%} of the images, as they are or at the random "
+      "points where APGD starts. Attacks that follow it find nothing there, and the "
+      "model looks more robust than it is: evaluate square too, and look for rounding, "
+      "saturated logits, or pixels in another range than the model's (--input_range)"
     )
   if float(probes["random_difference"]) > _RANDOM:
     found["random_outputs"] = (
@@ -93,7 +94,7 @@ def from_outcomes(
   found: dict[str, str] = {}
   chance = 1.0 / num_classes
   by_black_box, by_others, others = [], [], False
-  by_pgd_alone = []
+  by_pgd_alone, suites = [], {"autoattack", "autoattack-plus"}
   for name, rows in tables.items():
     sequence = list(rows["sequence"])
     broken = ~outcomes.robust(rows)
@@ -130,7 +131,7 @@ def from_outcomes(
       found["pgd_is_stronger"] = (
         f"PGD with {PGD_STEPS} steps breaks {stronger.sum()} of {len(stronger)} images "
         f"that withstand {', '.join(tables)}. Evaluate "
-        + ("an attack made for this model" if "autoattack" in tables else "autoattack")
+        + ("an attack made for this model" if suites & set(tables) else "autoattack")
         + " before you believe them"
       )
   only = int((np.any(by_black_box, axis=0) & ~np.any(by_others, axis=0)).sum())

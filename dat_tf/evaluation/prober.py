@@ -95,6 +95,15 @@ class Prober:
     size = tf.constant(epsilon, tf.float32)
     return self._in_batches(lambda x, k: [self._noisy(x, k, size)], images, keys)[0]
 
+  def starts(self, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The random points of the ball at which the first round of APGD begins."""
+    size = tf.constant(self.ball.epsilon, tf.float32)
+
+    def start(x: tf.Tensor, k: tf.Tensor) -> list[tf.Tensor]:
+      return [self._start(x, hashing.stream_keys(0, k[:, 0], k[:, 1]), size)]
+
+    return self._in_batches(start, images, keys)[0]
+
   def climb(
     self,
     images: np.ndarray,

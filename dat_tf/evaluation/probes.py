@@ -1,10 +1,13 @@
 """Measurements on a few images, by which to tell whether attacks can be trusted.
 
 PGD with more room, with more steps, beside random noise; the gradient; the same call
-twice. `checks` judges them, and a report plots them.
+again. `checks` judges them, and a report plots them.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +18,8 @@ from dat_tf.evaluation.prober import PGD_STEPS, Prober
 from dat_tf.evaluation.robustness import finite
 
 # Of the run's epsilon.
+# AutoAttack's: how often the same images are classified.
+_CALLS = 5
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 STEPS = (0, 1, 2, 5, 10, 20, 50)
 _SURFACE = np.linspace(-2.0, 2.0, 21, dtype=np.float32)
@@ -53,8 +58,9 @@ def probe(
         loss of a few images moved along the steepest and a random direction;
       gallery_*: a few images, adversarial ones first, with classes and confidences;
       example_id, pgd_broken, noise_broken [N], at epsilon;
-      zero_gradient, share of right images without a gradient; random_difference, of
-        the logits of two calls, over their norm;
+      zero_gradient, share of images without a gradient, as they are or at the random
+        point where APGD starts; random_difference, the largest between an image's
+        logits in two of five calls, each over its norm;
       grey_epsilon, at which all images can be made the same grey one; grey_accuracy,
         under PGD there.
 
@@ -82,9 +88,11 @@ def probe(
   grey = prober.climb(images, labels, keys, grey_epsilon, PGD_STEPS)
 
   gradient = prober.gradients(images, labels)
-  size = np.abs(gradient).max(axis=(1, 2, 3))
-  again = prober.logits(images)
-  difference = np.linalg.norm(again - logits, axis=1).max()
+  at_start = prober.gradients(prober.starts(images, keys), labels)
+  smallest = np.min(
+    [np.abs(one).max(axis=(1, 2, 3)) for one in (gradient, at_start)], axis=0
+  )
+  calls = [logits, *(prober.logits(images) for _ in range(_CALLS - 1))]
 
   def accuracy(broken: np.ndarray) -> np.float32:
     return np.float32((right & ~broken).mean())
@@ -102,15 +110,26 @@ def probe(
     "pgd_broken": ~right | fooled[1.0],
     "noise_broken": ~right | noise_fooled[1.0],
     # As good as zero: float32 has no normal numbers much smaller.
-    "zero_gradient": np.float32((size[right] < 1e-30).mean() if right.any() else 0.0),
-    "random_difference": np.float32(
-      difference / max(np.linalg.norm(logits, axis=1).max(), 1e-12)
-    ),
+    "zero_gradient": np.float32((smallest < 1e-30).mean()),
+    "random_difference": _largest_difference(calls),
     "grey_epsilon": np.float32(grey_epsilon),
     "grey_accuracy": accuracy(grey.fooled.any(axis=0)),
     **_surface(prober, images, labels, keys, gradient),
     **_gallery(prober, images, labels, at_epsilon.worst, ~right | fooled[1.0]),
   }
+
+
+def _largest_difference(calls: Sequence[np.ndarray]) -> np.float32:
+  """Between an image's logits in any two calls, each divided by its norm."""
+  units = [
+    logits / (np.linalg.norm(logits, axis=1, keepdims=True) + 1e-10) for logits in calls
+  ]
+  return np.max(
+    [
+      np.linalg.norm(one - other, axis=1).max()
+      for one, other in itertools.combinations(units, 2)
+    ]
+  )
 
 
 def _surface(

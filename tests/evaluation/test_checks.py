@@ -15,6 +15,7 @@ from dat_tf.evaluation import checks, probes
 SHAPE, CLASSES, COUNT = (4, 4, 1), 3, 50
 EPSILON = 0.1
 BALL = LInfinity(EPSILON)
+counter = tf.Variable(0)
 
 
 def _kernel():
@@ -37,6 +38,35 @@ def rounded(images):
 
 def dropped(images):
   return linear(tf.nn.dropout(images, 0.1))
+
+
+def masked_away_from_the_images(images):
+  """The gradient is there at images of 256 levels, and nowhere else."""
+  levels = images * 255.0
+  on_grid = tf.reduce_all(tf.abs(levels - tf.round(levels)) < 1e-3, axis=[1, 2, 3])
+  shown = tf.where(on_grid[:, None, None, None], images, tf.stop_gradient(images))
+  return linear(shown)
+
+
+def saturated_on_one_image(images):
+  """The first of the images that are probed."""
+  first = np.random.default_rng(1).uniform(size=SHAPE).astype("f4")
+  is_first = tf.reduce_all(tf.abs(images - first) < 1e-6, axis=[1, 2, 3])
+  return tf.where(is_first[:, None], 1e6, 1.0) * linear(images)
+
+
+def noisy_beside_large_logits(images):
+  """Noise that is small beside the largest logits, not beside each image's own."""
+  large = tf.reduce_mean(images, axis=[1, 2, 3]) > 0.6
+  logits = linear(images) * tf.where(large, 1e7, 1.0)[:, None]
+  return logits + 0.01 * tf.random.normal(tf.shape(logits))
+
+
+def seldom_otherwise(images):
+  """One call in eight gives other logits."""
+  counter.assign_add(1)
+  odd = tf.cast(counter % 8 == 0, tf.float32)
+  return linear(images) + 0.1 * odd * tf.constant([1.0, 0.0, 0.0])
 
 
 def reversed_gradient(images):
@@ -64,7 +94,11 @@ class FromProbesTest(tf.test.TestCase, parameterized.TestCase):
     (saturated, "zero_gradient"),
     (rounded, "zero_gradient"),
     (rounded, "robust_to_anything"),
+    (saturated_on_one_image, "zero_gradient"),
+    (masked_away_from_the_images, "zero_gradient"),
     (dropped, "random_outputs"),
+    (noisy_beside_large_logits, "random_outputs"),
+    (seldom_otherwise, "random_outputs"),
     (reversed_gradient, "weaker_than_noise"),
     (reversed_gradient, "loss_does_not_rise"),
     (reversed_gradient, "robust_to_anything"),
@@ -231,7 +265,8 @@ class FromOutcomesTest(tf.test.TestCase):
     probes = {"example_id": ids, "noise_broken": none, "pgd_broken": ids < 31}
     few, more = table(["fgsm"], [0] * 20), table(["deepfool"], [0] * 21)
     self.assertEqual(self.warned(probes, fgsm=few), {"pgd_is_stronger"})
-    for name, advice in (("fgsm", "autoattack"), ("autoattack", "an attack made for")):
+    made, suite = "an attack made for", "autoattack"
+    for name, advice in (("fgsm", suite), (suite, made), (f"{suite}-plus", made)):
       (warning,) = checks.from_outcomes({name: few}, probes, 10)
       self.assertIn(f"Evaluate {advice}", warning["message"])
     self.assertEqual(self.warned(probes, deepfool=more), set())
