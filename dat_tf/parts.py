@@ -137,16 +137,20 @@ def _make_objective(
   if name == "alp":
     return objectives.AdversarialLogitPairing(weight, config.clean_weight)
   if name == "clp":
-    return objectives.CleanLogitPairing(weight)
+    return objectives.CleanLogitPairing(weight, config.pairing_noise)
   if name in methods.CERTIFIED:
     ramp = max(round(config.epsilon_growing_epochs * steps_per_epoch), 1)
     # A fifth of the ramp goes before it, as in Gowal et al.'s schedule for MNIST.
     return objectives.CertifiedTraining(
-      config.epsilon, ramp // 5, ramp, crown=name == "crown_ibp"
+      config.epsilon,
+      ramp // 5,
+      ramp,
+      config.certified_clean_weight,
+      crown=name == "crown_ibp",
     )
   penalties: dict[str, objectives.Penalty] = {
     "input_gradient": objectives.InputGradient(weight),
-    "cure": objectives.Curvature(weight),
+    "cure": objectives.Curvature(weight, config.curvature_step),
     "llr": objectives.LocalLinearity(weight),
     "ig_norm": objectives.AttributionNorm(weight, config.attribution_points),
   }

@@ -218,8 +218,8 @@ def define_flags(values: flags.FlagValues) -> None:
   attack.number(
       "step_size", None,
       "Length of an attack's step in training, in units of pixels in [0, 1]. Default: "
-      "2.5 epsilon / attack_steps; 1.25 epsilon for fgsm, epsilon for free, a quarter"
-      " of it for yopo.", above=0)
+      "2.5 epsilon / attack_steps; 1.25 epsilon for fgsm, epsilon for free and for "
+      "the objective llr, a quarter of it for yopo.", above=0)
   attack.integer(
       "attack_steps", None,
       "Steps of the attack in training; for free, how often it trains on each batch; "
@@ -257,9 +257,10 @@ def define_flags(values: flags.FlagValues) -> None:
   evaluation.texts(
       "attacks", [],
       "Attacks of evaluation instead of pgd, such as autoattack,pgd-50x10: apgd-ce, "
-      "apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-rand, deepfool, fgsm, "
-      "pgd-K, pgd-KxR, cw-pgd-K, bim-K, mi-fgsm-K; in l1 and l2 jsma; in l2 ddn, "
-      "cw-l2, l-bfgs; any of them, made on another model, as transfer-NAME.")
+      "apgd-dlr, apgd-t, fab, fab-t, square, autoattack, autoattack-plus, "
+      "autoattack-rand, deepfool, fgsm, pgd-K, pgd-KxR, cw-pgd-K, bim-K, mi-fgsm-K; in"
+      " l1 and l2 jsma; in l2 ddn, cw-l2, l-bfgs; any of them, made on another model,"
+      " as transfer-NAME.")
   evaluation.integer(
       "evaluation_examples", 0, "First test images, which attacks are run on; 0: all.",
       lower_bound=0)
@@ -304,6 +305,18 @@ def define_flags(values: flags.FlagValues) -> None:
       "attribution_points", 50,
       "Of ig_norm: points between an image and its adversarial one, each a pass through"
       " the network; its attack takes 10 at most.", lower_bound=1)
+  objective.number(
+      "pairing_noise", 0.5,
+      "Of clp: standard deviation of the noise on its images, pixels in [0, 1]; 0.5 is"
+      " for MNIST.")
+  objective.number(
+      "curvature_step", 1.5,
+      "h, of cure: Euclidean length of the step over which gradients are compared,"
+      " pixels in [0, 1].", above=0)
+  objective.number(
+      "certified_clean_weight", 0.5,
+      "kappa, of ibp and crown_ibp: last weight of the clean loss beside that at the"
+      " bounds.", upper=1)
   objective.number(
       "gradient_alignment", 0.0,
       "Weight of GradAlign, which keeps one-step attacks from catastrophic overfitting;"

@@ -41,8 +41,8 @@ OBJECTIVES = {
 UNATTACKED = ("clp", "input_gradient", "cure", "ibp", "crown_ibp")
 OWN_ASCENT = ("llr", "ig_norm")
 CERTIFIED = ("ibp", "crown_ibp")
-
-_INTERLEAVED = ("free", "yopo")
+# Attacks whose passes train.
+INTERLEAVED = ("free", "yopo")
 _GROWING = ("bim", "pgd")
 # These start at the image itself, where a divergence from its prediction has no slope.
 _FROM_THE_IMAGE = ("bim", "wrm", "free")
@@ -53,12 +53,11 @@ def resolve(config: Any) -> None:
   if config.attack_steps is None:
     config.attack_steps = ATTACKS[config.attack]
   if config.step_size is None and config.attack != "wrm":
-    config.step_size = config.epsilon * {
-      "fgsm": 1.25,
-      "nfgsm": 1.0,
-      "free": 1.0,
-      "yopo": 0.25,
-    }.get(config.attack, 2.5 / config.attack_steps)
+    ratios = {"fgsm": 1.25, "nfgsm": 1.0, "free": 1.0, "yopo": 0.25}
+    ratio = ratios.get(config.attack, 2.5 / config.attack_steps)
+    if config.objective == "llr":
+      ratio = 1.0  # to the corners of the ball, as the authors' steps of Adam
+    config.step_size = ratio * config.epsilon
   if config.penalty_weight is None:
     config.penalty_weight = OBJECTIVES[config.objective]
 
@@ -178,12 +177,12 @@ def contradictions(config: Any) -> list[tuple[Any, str]]:
       f"{config.epochs}: the steps would never be reached.",
     ),
     (
-      attack in _INTERLEAVED and config.accumulation > 1,
+      attack in INTERLEAVED and config.accumulation > 1,
       f"{named} trains while it attacks, and cannot do so in parts: drop "
       "--accumulation, or choose pgd.",
     ),
     (
-      attack in _INTERLEAVED and config.attack_in_training_mode,
+      attack in INTERLEAVED and config.attack_in_training_mode,
       f"--attack_in_training_mode contradicts {named}, whose passes train: drop it.",
     ),
     (

@@ -85,7 +85,8 @@ class Curvature:
 
   CURE: Moosavi-Dezfooli et al., "Robustness via curvature regularization, and vice
   versa", CVPR 2019. z is a constant to the gradient by the weights. (The authors'
-  program takes the norm itself, not its square.)
+  program takes the norm itself, not its square, runs the network in inference mode, and
+  lets h grow to 3.)
 
   Attributes:
     weight: at least 0; 4 is theirs.
@@ -150,7 +151,10 @@ class LocalLinearity:
 
   LLR: Qin et al., "Adversarial robustness through local linearization", NeurIPS 2019,
   to be added to the clean loss. Its attack looks for the largest g
-  (`attacks.maximizers.GainAscent` of `linearity_violation`), here with PGD's steps.
+  (`attacks.maximizers.GainAscent` of `linearity_violation`), here with PGD's steps; the
+  authors' program takes 10 of Adam with a rate of 0.1, which lead to corners of the
+  ball as PGD's do if they are as long as epsilon. Its loss is 2 l + 4 (g + 0.3 |delta .
+  grad l|), with the statistics of the clean batch throughout.
 
   Attributes:
     weight: their lambda, at least 0; 4 is theirs on CIFAR-10.

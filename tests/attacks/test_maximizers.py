@@ -7,6 +7,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 from numpy_attacks import TanhNetwork, length, numeric_gradient, project, steepest
 
+from dat_tf import config as config_lib
 from dat_tf import hashing
 from dat_tf.attacks import L1, L2, PGD, LInfinity
 from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
@@ -106,6 +107,43 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
       )
     result = self.attacked(GainAscent(linearity_violation, ball, 0.05, 3))
     self.assertAllClose(result, moved, rtol=0, atol=2e-5)
+
+  @parameterized.parameters(1, 3)
+  def test_the_linearity_violation_is_nearly_that_of_the_authors_adam(self, channels):
+    """Adam(0.1) x 10, projected, as in DeepMind's local_linearity_regularizer."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(0, 0.5, (3, 3, channels, 12)).astype("f4")
+    dense = rng.normal(0, 0.3, (6 * 6 * 12, 10)).astype("f4")
+
+    def network(images):
+      features = tf.nn.relu(tf.nn.conv2d(images, kernel, 1, "VALID"))
+      return tf.reshape(features, [-1, len(dense)]) @ dense
+
+    images = tf.constant(rng.uniform(0, 1, (48, 8, 8, channels)), tf.float32)
+    labels, keys = tf.argmax(network(images), 1), hashing.stream_keys(0, tf.range(48))
+    ball = LInfinity(8 / 255)
+    gain = linearity_violation(network, images, labels)
+    moved = ball.random_start(keys, images)
+    mean, square = tf.zeros_like(moved), tf.zeros_like(moved)
+    for t in range(1, 11):
+      with tf.GradientTape() as tape:
+        tape.watch(moved)
+        total = tf.reduce_sum(gain(moved))
+      slope = tape.gradient(total, moved)
+      mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+      rate = mean / (1 - 0.9**t) / (tf.sqrt(square / (1 - 0.999**t)) + 1e-8)
+      delta = tf.clip_by_value(moved + 0.1 * rate - images, -8 / 255, 8 / 255)
+      moved = tf.clip_by_value(images + delta, 0.0, 1.0)
+    config = config_lib.parse(
+      ["run", "--model_dir=m", "--train_data=a", "--test_data=b", "--objective=llr"]
+      + ["--epsilon=8/255"]
+    )
+    attack = GainAscent(
+      linearity_violation, ball, config.step_size, config.attack_steps
+    )
+    found = gain(attack(network, images, labels, keys))
+    share = float(tf.reduce_mean(found) / tf.reduce_mean(gain(moved)))
+    self.assertGreater(share, 0.9)
 
   def test_ascent_of_the_attribution_norm(self):
     ball = L2(0.4)
