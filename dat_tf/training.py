@@ -15,7 +15,7 @@ from dat_tf import config as config_lib
 from dat_tf.communication import MeanAllReduce
 from dat_tf.compat import keras
 from dat_tf.config import methods
-from dat_tf.models import transfer
+from dat_tf.models import batch_norm, transfer
 from dat_tf.monitoring import (
   Attacked,
   AttackedImages,
@@ -66,6 +66,7 @@ def train(run: Run) -> None:
     _initialize(run)
   if run.cluster.is_chief:
     config_lib.save(config)
+    _warn_of_lagging_averages(run)
   clock = StepClock()
   dataset = run.distribute(run.inputs.training_batches(first_epoch))
   validation: dict[str, Any] = {}
@@ -119,6 +120,22 @@ def _initialize(run: Run) -> None:
   if run.cluster.is_chief:
     head = "; its last layer is new" if is_new else ""
     print(f"{config.model} begins with {config.initialize_from}{head}.", flush=True)
+
+
+def _warn_of_lagging_averages(run: Run) -> None:
+  """Says so if attacks may meet another network than the one that is trained."""
+  config, momentum = run.config, batch_norm.largest_momentum(run.model.classifier)
+  in_inference_mode = not config.attack_in_training_mode and (
+    config.attack not in methods.INTERLEAVED and config.attack != "none"
+  )
+  if momentum > batch_norm.MOMENTUM and in_inference_mode:
+    print(
+      f"Warning: the batch-norm averages of {config.model} have momentum {momentum:g}. "
+      "An attack in inference mode then meets a network that lags behind the one that "
+      "is trained, and may be weak: use --attack_in_training_mode, or a network with "
+      f"momentum {batch_norm.MOMENTUM:g}, such as imagenet_resnet50.",
+      flush=True,
+    )
 
 
 def _save(run: Run, epoch: int, logs: Any) -> None:

@@ -49,6 +49,16 @@ def warmed_up_momentum(model: keras.Model, step: tf.Tensor) -> Iterator[None]:
       layer.momentum = momentum
 
 
+def largest_momentum(model: keras.Model) -> float:
+  """Of the moving averages of its batch-norm layers, 0 to 1; 0 if it has none.
+
+  Args:
+    model: Keras model, of any nesting.
+  """
+  layers = filter(_has_momentum, model.submodules)
+  return max((float(layer.momentum) for layer in layers), default=0.0)
+
+
 def _has_momentum(layer: tf.Module) -> bool:
   # Keras has several batch-norm classes without a public one above them.
   return hasattr(layer, "moving_mean") and hasattr(layer, "momentum")
