@@ -10,8 +10,10 @@ is of that norm, l2 1.5.
 Time: APGD-CE, APGD-T and Square, each on the images that those before it left, as
 AutoAttack runs them, on the first images: ours, the peer's and ours again, of which
 the mean counts; compilation included. Accuracy: each attack alone, on the images that
-follow. Each may be measured without the other (--images=0, --timed_images=0), whose
-figures then stay in --json as they are.
+follow. In color: Square in l2 and l1 beside APGD-CE, ours alone, which needs no
+--peer_python; a model of grey images is then seen through the mean of three channels,
+in balls in which it is as easily fooled. Each part may be left out (--timed_images=0,
+--images=0, --color_images=0); its figures then stay in --json as they are.
 
 Ours and the official APGD tell of the best point that they met, the peers' APGD and
 PGD of the last; ART's targeted APGD climbs the untargeted DLR with the target for its
@@ -26,8 +28,11 @@ JSON keys:
                                  square
   autoattack_speedup             peer's seconds over ours
   autoattack_seconds, autoattack_peer_seconds    ours, the peer's
-  images, timed_images           how many
-  machine, timed_on              where accuracy and time were measured
+  square_NORM_minus_apgd_points  in color, for l2 and l1: robust accuracy under Square
+                                 less that under APGD-CE, at least 0 where the gradient
+                                 tells more than random search
+  images, timed_images, color_images    how many
+  machine, timed_on, color_on   where accuracy, time and color were measured
 """
 
 from __future__ import annotations
@@ -48,7 +53,7 @@ from dat_tf.startup import quiet, run_script
 with quiet():
   import tensorflow as tf
 
-  from dat_tf.attacks import L2, LInfinity, make_attacks
+  from dat_tf.attacks import L1, L2, LInfinity, make_attacks
   from dat_tf.errors import UserError
   from dat_tf.evaluation import Evaluator
 
@@ -63,8 +68,9 @@ _DATA = flags.DEFINE_string(
 )
 _IMAGES = flags.DEFINE_integer("images", 1000, "For accuracy.", lower_bound=0)
 _TIMED = flags.DEFINE_integer("timed_images", 200, "For time.", lower_bound=0)
+_COLOR = flags.DEFINE_integer("color_images", 200, "In color.", lower_bound=0)
 
-LINF, SQUARED = 0.1, 1.5
+LINF, SQUARED, ABSOLUTE = 0.1, 1.5, 12.0
 # Our name and norm of what the peers' script calls so.
 ATTACKS = {
   "apgd_ce": ("apgd-ce", LInfinity(LINF)),
@@ -115,12 +121,12 @@ class Attacks:
 
   def __init__(self, path: str):
     model = tf.keras.models.load_model(path, compile=False)
-    self._classifier = tf.function(lambda x: model(x, training=False))
+    self.classifier = tf.function(lambda x: model(x, training=False))
 
   def norms(self, keys: Sequence[str], images: Any, labels: Any) -> np.ndarray:
     """Of the perturbations that attacks found, one after the other; [N]."""
     chain = [attack for key in keys for attack in make_attacks(*ATTACKS[key])]
-    evaluator = Evaluator(self._classifier, {"chain": chain})
+    evaluator = Evaluator(self.classifier, {"chain": chain})
     _, outcomes = evaluator(images, labels, np.arange(len(images)))
     return outcomes["chain"].norm
 
@@ -168,22 +174,57 @@ def measure_accuracy(
   return rows, figures
 
 
+def measure_color(
+  ours: Attacks, images: Any, labels: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """The table's rows and the figures of Square on images of three channels."""
+  classifier, longer = ours.classifier, 1.0
+  if images.shape[-1] == 1:
+    images, longer = np.repeat(images, 3, axis=-1), 3.0
+    classifier = lambda x: ours.classifier(tf.reduce_mean(x, -1, keepdims=True))  # noqa: E731
+  figures = {"color_images": len(images), "color_on": common.machine()}
+  rows = []
+  balls = {"l2": L2(SQUARED * longer**0.5), "l1": L1(ABSOLUTE * longer)}
+  for norm, ball in balls.items():
+    names = "square", "apgd-ce"
+    evaluator = Evaluator(
+      classifier, {name: make_attacks(name, ball) for name in names}
+    )
+    _, outcomes = evaluator(images, labels, np.arange(len(images)))
+    robust = [100.0 * outcomes[name].robust_accuracy for name in names]
+    figures[f"square_{norm}_minus_apgd_points"] = robust[0] - robust[1]
+    rows += [
+      {"attack": f"{name}, {norm}, color", "robust, %": each}
+      for name, each in zip(names, robust)
+    ]
+  return rows, figures
+
+
 def main(argv: list[str]) -> None:
   del argv
-  if not _PEER.value:
-    raise UserError("--peer_python is required: what ours is compared with.")
-  if not _IMAGES.value and not _TIMED.value:
-    raise UserError("--images=0 --timed_images=0 leaves nothing to measure: give one.")
-  images, labels = read_records(_DATA.value, _TIMED.value + _IMAGES.value)
+  with_peer = _IMAGES.value or _TIMED.value
+  if with_peer and not _PEER.value:
+    raise UserError(
+      "--peer_python is required: what ours is compared with. Without it there is "
+      "--images=0 --timed_images=0."
+    )
+  if not with_peer and not _COLOR.value:
+    raise UserError("--images, --timed_images and --color_images are 0: give one.")
+  count = max(_TIMED.value + _IMAGES.value, _COLOR.value)
+  images, labels = read_records(_DATA.value, count)
   ours = Attacks(_MODEL.value)
   figures, rows = common.figures_there(), []
   if _TIMED.value:
     part = slice(_TIMED.value)
     figures |= measure_time(ours, images[part], labels[part])
   if _IMAGES.value:
-    part = slice(_TIMED.value, None)
+    part = slice(_TIMED.value, _TIMED.value + _IMAGES.value)
     rows, measured = measure_accuracy(ours, images[part], labels[part])
     figures |= measured
+  if _COLOR.value:
+    part = slice(_COLOR.value)
+    more, measured = measure_color(ours, images[part], labels[part])
+    rows, figures = rows + more, figures | measured
   note = ""
   if "autoattack_speedup" in figures:
     note = f"{figures['autoattack_speedup']:.2f} times as fast as the peer"
