@@ -1,22 +1,30 @@
-"""Checkpoints of a run."""
+"""Checkpoints of a run, of which none that is damaged is ever taken."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import tensorflow as tf
 
+from dat_tf import files
 from dat_tf.compat import keras, local_value
+from dat_tf.errors import UserError, one_line
+
+_FILE = re.compile(r"epoch-(\d+)\.(?:index|data-\d+-of-\d+)")
+_BEING_SAVED = re.compile(r"(epoch-\d+)_temp")
+_LIST = "checkpoint"  # TensorFlow's own tools look up the newest one there
 
 
 class Checkpoints:
   """The newest few checkpoints of a run: weights, optimizer and number of epochs done.
 
-  TensorFlow writes a checkpoint under a temporary name and only then lists it in the
-  file `checkpoint`: what that file lists is whole, whenever the run is stopped.
+  A checkpoint is the files `epoch-N.index` and `epoch-N.data-*`. TensorFlow writes the
+  data under a temporary name, and the index last, with checksums of all: see `fault`.
 
   All workers must save together, since to save batch-norm statistics means to average
   them over all workers. Only the chief's files stay: the others write theirs to a
@@ -39,7 +47,7 @@ class Checkpoints:
         must have made its slots: made by the first step, they would be restored inside
         its graph.
       keep: number of newest checkpoints kept.
-      is_chief: whether this worker's files stay.
+      is_chief: whether this worker's files stay, and it is the one that warns.
     """
     self._epochs = tf.Variable(0, dtype=tf.int64, trainable=False, name="epochs_done")
     there = {name: item for name, item in tracked.items() if item is not None}
@@ -47,28 +55,128 @@ class Checkpoints:
     self._directory, self._keep, self._is_chief = directory, keep, is_chief
 
   def restore(self) -> int:
-    """Restores the newest checkpoint; returns its epochs done, 0 without one."""
-    newest = tf.train.latest_checkpoint(self._directory)
+    """Restores the newest checkpoint that is whole; returns its epochs, 0 without one.
+
+    Raises:
+      UserError: there are checkpoints, and all of them are damaged; or the newest is of
+        another network.
+    """
+    newest = newest_whole(self._directory, self._is_chief)
     if newest is None:
       return 0
-    status = self._checkpoint.restore(newest)
-    status.assert_existing_objects_matched().expect_partial()
+    try:
+      status = self._checkpoint.read(newest)
+      status.assert_existing_objects_matched().expect_partial()
+    except (ValueError, AssertionError) as error:
+      raise UserError(
+        f"{newest} is of another network ({one_line(error)[:160]}): give the --model, "
+        "--num_classes and size of images (--image_size) that it was trained with."
+      ) from error
     return int(self._epochs)
 
   def save(self, epochs: int) -> None:
     """Saves the state after so many epochs. Every worker must call it."""
     self._epochs.assign(epochs)
-    if self._is_chief:
-      self._write(self._directory, epochs)
-    else:
+    if not self._is_chief:
       with tempfile.TemporaryDirectory() as directory:
-        self._write(directory, epochs)
-
-  def _write(self, directory: str, epochs: int) -> None:
-    manager = tf.train.CheckpointManager(
-      self._checkpoint, directory, max_to_keep=self._keep, checkpoint_name="epoch"
+        self._checkpoint.write(os.path.join(directory, f"epoch-{epochs}"))
+      return
+    tf.io.gfile.makedirs(self._directory)
+    self._checkpoint.write(os.path.join(self._directory, f"epoch-{epochs}"))
+    # Later ones are damaged, or this one would not have been made: they go when their
+    # turn comes.
+    there = [number for number in present(self._directory) if number <= epochs]
+    kept = sorted(there[: self._keep])
+    files.write_text(
+      os.path.join(self._directory, _LIST),
+      f'model_checkpoint_path: "epoch-{epochs}"\n'
+      + "".join(f'all_model_checkpoint_paths: "epoch-{number}"\n' for number in kept),
     )
-    manager.save(checkpoint_number=epochs)
+    for number in there[self._keep :]:
+      _remove(self._directory, f"epoch-{number}.")
+
+
+def present(directory: str) -> list[int]:
+  """The epochs after which checkpoints, whole or not, were saved; newest first."""
+  matches = map(_FILE.fullmatch, files.names(directory))
+  return sorted({int(match[1]) for match in matches if match}, reverse=True)
+
+
+def newest_whole(directory: str, warn: bool = True) -> Optional[str]:
+  """The newest checkpoint that can be restored; None if nothing was ever saved.
+
+  Args:
+    directory: of checkpoints.
+    warn: whether to print a line for each damaged one that is passed over.
+
+  Returns:
+    Its path, without the endings of its files.
+
+  Raises:
+    UserError: there are checkpoints, and none is whole, or a file cannot be opened.
+  """
+  faults: list[str] = []
+  for epochs in present(directory):
+    path = os.path.join(directory, f"epoch-{epochs}")
+    found = fault(path)
+    if found is None:
+      for passed_over in faults if warn else ():
+        print(f"Warning: {passed_over}. epoch-{epochs} is used instead.", flush=True)
+      return path
+    faults.append(found)
+  if not faults and _LIST in files.names(directory):
+    faults = [f"{directory}/{_LIST} is there, but no checkpoint"]
+  if faults:
+    raise UserError(
+      f"{faults[0]}, and no other checkpoint is there to go on from: put the files "
+      "back, choose another --model_dir, or clear this one with --overwrite."
+    )
+  return None
+
+
+def fault(path: str) -> Optional[str]:
+  """What is wrong with a checkpoint, naming its file; None if nothing is.
+
+  All of it is read: TensorFlow keeps a CRC-32C of each tensor, and of each block of the
+  index that holds these.
+
+  Raises:
+    UserError: a file is there, but may not be read.
+  """
+  directory, name = os.path.split(path)
+  data = [f for f in files.names(directory) if f.startswith(f"{name}.data-")]
+  file = f"{path}.index"
+  try:
+    for each in (file, *(os.path.join(directory, one) for one in data)):
+      with tf.io.gfile.GFile(each, "rb") as opened:
+        opened.read(1)
+    reader = tf.train.load_checkpoint(path)
+    file = os.path.join(directory, data[0]) if data else f"{path}.data-00000-of-00001"
+    for tensor in reader.get_variable_to_shape_map():
+      reader.get_tensor(tensor)
+  except tf.errors.PermissionDeniedError as error:
+    raise UserError(f"{file} may not be read: {one_line(error)}.") from None
+  except tf.errors.NotFoundError:
+    return f"{file} is missing"
+  except Exception as error:  # damage shows in any way
+    return f"{file} is damaged ({one_line(error)[:120]})"
+  return None
+
+
+def remove_leftovers(directory: str) -> None:
+  """Removes what a killed run's save has left; no run may be saving there now."""
+  for match in filter(None, map(_BEING_SAVED.fullmatch, files.names(directory))):
+    # Data without an index, which is written last.
+    if f"{match[1]}.index" not in files.names(directory):
+      _remove(directory, f"{match[1]}.")
+    tf.io.gfile.rmtree(os.path.join(directory, match[0]))
+
+
+def _remove(directory: str, prefix: str) -> None:
+  # The index first: data alone are no checkpoint.
+  names = [name for name in files.names(directory) if name.startswith(prefix)]
+  for name in sorted(names, key=lambda name: not name.endswith(".index")):
+    tf.io.gfile.remove(os.path.join(directory, name))
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

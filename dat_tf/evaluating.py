@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 from typing import Any, Optional
@@ -19,7 +18,7 @@ from dat_tf.config import methods
 from dat_tf.data import pipeline, records, shards
 from dat_tf.errors import UserError
 from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey
-from dat_tf.monitoring import Progress
+from dat_tf.monitoring import Progress, read_results
 from dat_tf.objectives import is_certified
 from dat_tf.run import Run
 
@@ -224,16 +223,15 @@ def _write_accuracies(
     The names of all these attacks.
   """
   directory = run.config.model_dir
-  text = files.read_text(os.path.join(directory, "results.json")) or "{}"
-  there = json.loads(text)
+  path = os.path.join(directory, "results.json")
+  there = read_results(path)
   count = there.get("test_examples")
   if count != test_examples:
     if there.get("robust_accuracy"):
       kept = f"results_{count}.json"
-      files.write_text(os.path.join(directory, kept), text)
+      files.write_text(os.path.join(directory, kept), files.read_text(path) or "")
       print(f"Accuracies on {count} test images, which were there, are in {kept} now.")
-    earlier = os.path.join(directory, f"results_{test_examples}.json")
-    there = json.loads(files.read_text(earlier) or "{}")
+    there = read_results(os.path.join(directory, f"results_{test_examples}.json"))
   if there.get("fingerprint") != work.fingerprint:
     there = {}
   accuracies = {**there.get("robust_accuracy", {}), **robust}

@@ -13,7 +13,7 @@ from typing import Any, Callable
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import startup
+from dat_tf import files, startup
 from dat_tf.compat import keras
 from dat_tf.errors import UserError
 
@@ -24,6 +24,13 @@ FORMATS = {
   "tflite": "export.tflite",
   "onnx": "export.onnx",
 }
+
+# Where `_replace` works; the second form is that of earlier versions.
+_LEFTOVER = re.compile(
+  rf"\.(export|{'|'.join(map(re.escape, FORMATS.values()))})\.[a-z0-9_]{{8}}"
+  r"|tmp[a-z0-9_]{8}"
+)
+_HALVES = re.compile(r"new(\.\w+)?|old")
 
 _Logits = Callable[[np.ndarray], np.ndarray]
 
@@ -169,10 +176,11 @@ def _unsuitable(name: str, error: Exception) -> UserError:
 def _replace(target: str, write: Callable[[str], Any]) -> None:
   """Writes a file or directory under another name, and then gives it its own."""
   in_store = "://" in target
-  parent = None if in_store else os.path.dirname(os.path.abspath(target))
+  parent = None if in_store else os.path.dirname(target) or "."
   if parent:
     os.makedirs(parent, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=parent) as temporary:
+  prefix = f".{os.path.basename(target)}."  # for `remove_leftovers`
+  with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as temporary:
     # Its ending tells some writers the form.
     new = os.path.join(temporary, f"new{os.path.splitext(target)[1]}")
     old = os.path.join(temporary, "old")
@@ -185,6 +193,23 @@ def _replace(target: str, write: Callable[[str], Any]) -> None:
     os.rename(new, target)
     if os.path.isdir(old):
       shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(model_dir: str) -> None:
+  """Puts right what an export that was killed has left in a directory.
+
+  One that was moved aside, when its successor had not yet got its name, comes back.
+  """
+  for name in files.names(model_dir):
+    match = _LEFTOVER.fullmatch(name)
+    path = os.path.join(model_dir, name)
+    if not match or not all(_HALVES.fullmatch(half) for half in files.names(path)):
+      continue
+    old = os.path.join(path, "old")
+    target = os.path.join(model_dir, match[1] or "export")
+    if tf.io.gfile.exists(old) and not tf.io.gfile.exists(target):
+      tf.io.gfile.rename(old, target)
+    tf.io.gfile.rmtree(path)
 
 
 def _upload(source: str, target: str) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Optional
+
+from dat_tf.errors import UserError, one_line
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 @contextlib.contextmanager
@@ -28,6 +34,57 @@ def complete_file(path: str) -> Iterator[str]:
   finally:
     if tf.io.gfile.exists(temporary):
       tf.io.gfile.remove(temporary)
+
+
+@contextlib.contextmanager
+def explained_writing(
+  path: str, remedy: str = "make room, or choose another"
+) -> Iterator[None]:
+  """Turns what a system says of a file that it cannot write into one line.
+
+  Raises:
+    UserError: the body raised an `OSError` or a `tf.errors.OpError`.
+  """
+  import tensorflow as tf
+
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as error:
+    raise UserError(
+      f"{path} cannot be written ({one_line(error)}): {remedy}."
+    ) from error
+
+
+def is_refused_writing(error: Exception, directory: str) -> bool:
+  """Whether an error says that a disc is full, or that nothing may be written there.
+
+  Args:
+    error: an `OSError` or a `tf.errors.OpError`.
+    directory: where files were to be written.
+  """
+  text = str(error)
+  full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+  if any(os.strerror(code) in text for code in full):
+    return True
+  return os.strerror(errno.EACCES) in text and directory in text
+
+
+def remove_temporaries(directory: str) -> None:
+  """Removes what `complete_file` leaves where a process was killed in its body."""
+  import tensorflow as tf
+
+  for name in filter(_TEMPORARY.fullmatch, names(directory)):
+    tf.io.gfile.remove(os.path.join(directory, name))
+
+
+def names(directory: str) -> list[str]:
+  """What a directory holds, sorted; nothing if there is none."""
+  import tensorflow as tf
+
+  if not tf.io.gfile.isdir(directory):
+    return []
+  # Of object stores folders end in a slash.
+  return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
 
 
 def read_text(path: str) -> Optional[str]:

@@ -7,8 +7,8 @@ import os
 
 import tensorflow as tf
 
+from dat_tf import checkpointing, models
 from dat_tf import config as config_lib
-from dat_tf import models
 from dat_tf.compat import keras
 from dat_tf.errors import UserError, one_line
 
@@ -29,12 +29,17 @@ def source_model(
   """
   if initialize_from == "imagenet":
     return models.make_pretrained(name, image_shape)
-  newest = tf.train.latest_checkpoint(os.path.join(initialize_from, "checkpoints"))
+  checkpoints = os.path.join(initialize_from, "checkpoints")
   export = os.path.join(initialize_from, "export")
-  is_run = newest or tf.io.gfile.exists(export)
-  if newest and not tf.io.gfile.exists(export):
+  is_run = tf.io.gfile.exists(export)
+  newest = None if is_run else checkpointing.newest_whole(checkpoints)
+  if newest:
     settings = config_lib.load(initialize_from)
-    assert settings is not None  # written before the first checkpoint
+    if settings is None:
+      raise UserError(
+        f"--initialize_from={initialize_from} has checkpoints but no config.flags, "
+        "which says what network they are of: put it back, or give an export."
+      )
     model = models.make_model(settings.model, image_shape, settings.num_classes)
     stored = collections.Counter(
       tuple(shape) for _, shape in tf.train.list_variables(newest)

@@ -19,10 +19,10 @@ from dat_tf import (
   training,
 )
 from dat_tf import cluster as cluster_lib
-from dat_tf import config as config_lib
 from dat_tf.attacks import make_attacks
 from dat_tf.data import records
-from dat_tf.monitoring import log_evaluation
+from dat_tf.errors import UserError, one_line
+from dat_tf.monitoring import log_evaluation, read_results
 from dat_tf.run import Run
 
 # What collectives raise on a worker whose peer has ended, frozen or vanished.
@@ -44,11 +44,6 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
     if cluster.is_chief:
       _report(config)
     return
-  # A run that ended before its first checkpoint binds nobody.
-  if config.model_path or tf.train.latest_checkpoint(
-    os.path.join(config.model_dir, "checkpoints")
-  ):
-    config_lib.check_against_saved(config)
   exporting.check_packages(config.export_formats)
   for name in config.attacks:  # which may be none
     # Whether a source can be loaded is seen later.
@@ -57,24 +52,8 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
       attack.num_rounds(config.num_classes)
   try:
     this = Run(config, cluster)
-    if config.mode in ("train", "train_and_evaluate"):
-      training.train(this)
-    elif not config.model_path:
-      this.restore()
-    if config.mode in ("evaluate", "train_and_evaluate"):
-      evaluating.evaluate(this)
-      if cluster.is_chief:
-        _log_evaluation(config)
-        _report(config)
-    if config.mode == "pseudo_label":
-      _pseudo_label(this)
-    if config.mode == "export":
-      this.export()
-      if cluster.is_chief:
-        print(f"{config.model_dir}/export: the classifier, written anew.", flush=True)
-      if config.export_formats:
-        this.export_formats()
-    this.wait_for_all()
+    with this.claimed():
+      _do(this)
   except _LOST_WORKER:
     if cluster.num_workers == 1:
       raise
@@ -83,16 +62,45 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
       f"Worker {cluster.index} ends because another one did: see what that one printed "
       "and start all again; they go on from the newest checkpoint."
     ) from None
+  except (OSError, tf.errors.OpError) as error:
+    if not files.is_refused_writing(error, config.model_dir):
+      raise
+    raise UserError(
+      f"--model_dir={config.model_dir} cannot be written ({one_line(error)}): make "
+      "room, and start again; the same command goes on from the newest checkpoint."
+    ) from None
+
+
+def _do(this: Run) -> None:
+  """What the mode of a run is, once its directory is its own."""
+  config, cluster = this.config, this.cluster
+  if config.mode in ("train", "train_and_evaluate"):
+    training.train(this)
+  elif not config.model_path:
+    this.restore()
+  if config.mode in ("evaluate", "train_and_evaluate"):
+    evaluating.evaluate(this)
+    if cluster.is_chief:
+      _log_evaluation(config)
+      _report(config)
+  if config.mode == "pseudo_label":
+    _pseudo_label(this)
+  if config.mode == "export":
+    this.export()
+    if cluster.is_chief:
+      print(f"{config.model_dir}/export: the classifier, written anew.", flush=True)
+    if config.export_formats:
+      this.export_formats()
+  this.wait_for_all()
 
 
 def _log_evaluation(config: flags.FlagValues) -> None:
   """Hands what an evaluation found to TensorBoard."""
-  text = files.read_text(os.path.join(config.model_dir, "results.json"))
   log_evaluation(
     os.path.join(config.model_dir, "logs"),
     config.flag_values_dict(),
     config.model_dir,
-    json.loads(text or "{}"),
+    read_results(os.path.join(config.model_dir, "results.json")),
   )
 
 

@@ -1,16 +1,4 @@
-"""Puts a run together: strategy, data, model, optimizer, checkpoints.
-
-A run's directory holds
-
-    config.flags    its settings, a flagfile that reproduces it
-    checkpoints/    the newest few, one an epoch
-    best/           the best weights, with early stopping
-    export/         the classifier, for tf.keras.models.load_model
-    logs/           TensorBoard's
-    results.json    figures at the end of training and of evaluation
-    evaluation/     of --attacks: what became of each example, and probes
-    report.html     what was measured, to look at; its plots are in report/
-"""
+"""Puts a run together: strategy, data, model, optimizer, checkpoints."""
 
 from __future__ import annotations
 
@@ -18,12 +6,12 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import tensorflow as tf
 from absl import flags
 
-from dat_tf import checkpointing, compat, exporting, parts, stack, startup
+from dat_tf import checkpointing, compat, directory, exporting, parts, stack, startup
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
@@ -34,6 +22,7 @@ from dat_tf.data import records
 from dat_tf.early_stopping import EarlyStopping
 from dat_tf.errors import UserError, one_line
 from dat_tf.inputs import Inputs
+from dat_tf.locking import Lock
 from dat_tf.models import bounds, make_model, transfer
 from dat_tf.monitoring import update_results
 from dat_tf.watchdog import Watchdog
@@ -52,7 +41,7 @@ class Run:
     inputs: files and batches.
     model: the distributed model; there is none where --model_path is evaluated.
     plain: a copy of its classifier that one worker alone can run.
-    checkpoints: of the model.
+    checkpoints: of the model; there, as `early_stopping`, while it is `claimed`.
     early_stopping: None if it was not asked for.
     watchdog: to be a callback of whatever runs steps.
   """
@@ -95,6 +84,44 @@ class Run:
     if config.model_path:  # nothing of our own is evaluated
       return
     self.model, self.plain = self._build(self.inputs.image_shape)
+
+  @contextlib.contextmanager
+  def claimed(self) -> Iterator[None]:
+    """While it lasts no other run writes in the directory.
+
+    Raises:
+      UserError: another one does; or the directory was written with other settings, or
+        is damaged.
+    """
+    self._lock: Optional[Lock] = None
+    message = ""
+    # To label images, weights are only read.
+    if self.cluster.is_chief and self.config.mode != "pseudo_label":
+      try:
+        self._lock = directory.claim(self.config)
+      except UserError as error:
+        message = str(error)
+    try:
+      # The others look at the directory only now.
+      message = cluster_lib.all_workers_texts(self.strategy, message)[0]
+      if message:
+        raise UserError(message)
+      directory.check(self.config, self.cluster.is_chief)
+      if not self.config.model_path:
+        self._track()
+      yield
+    finally:
+      if self._lock:
+        self._lock.release()
+
+  def check_claim(self) -> None:
+    """Raises UserError if the directory was removed, or is another run's by now."""
+    if self._lock:
+      self._lock.check()
+
+  def _track(self) -> None:
+    """Prepares to save and restore."""
+    config, cluster = self.config, self.cluster
     tracked: dict[str, Any] = {
       "classifier": self.model.classifier,
       "average": self.model.average,
@@ -210,6 +237,7 @@ class Run:
     """Writes the classifier as a plain Keras model."""
     self.copy_final_weights()
     if self.cluster.is_chief:
+      self.check_claim()
       exporting.export(self.plain, os.path.join(self.config.model_dir, "export"))
 
   def export_formats(self) -> None:
@@ -265,14 +293,14 @@ class Run:
       ) from None
 
   def diverged(self, what: str) -> UserError:
-    newest = tf.train.latest_checkpoint(
-      os.path.join(self.config.model_dir, "checkpoints")
-    )
+    checkpoints = os.path.join(self.config.model_dir, "checkpoints")
+    newest = [f"{checkpoints}/epoch-{n}" for n in checkpointing.present(checkpoints)]
     return UserError(
       f"{what}: lower --learning_rate or lengthen --warmup_epochs; last good "
-      f"checkpoint: {newest or 'none'}."
+      f"checkpoint: {newest[0] if newest else 'none'}."
     )
 
   def write_results(self, figures: dict[str, Any]) -> None:
     if self.cluster.is_chief:
+      self.check_claim()
       update_results(os.path.join(self.config.model_dir, "results.json"), figures)

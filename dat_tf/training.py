@@ -143,6 +143,7 @@ def _save(run: Run, epoch: int, logs: Any) -> None:
   weights = run.model.classifier.trainable_variables
   if not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in weights):
     raise run.diverged(f"The weights are not finite after epoch {epoch + 1}")
+  run.check_claim()
   run.checkpoints.save(epoch + 1)
 
 

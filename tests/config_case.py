@@ -17,6 +17,7 @@ OTHER = {
   "mode": "evaluate",
   "model_dir": "elsewhere",
   "epochs": "11",
+  "overwrite": "true",
   "seed": "1",
   "evaluate_every": "2",
   "export_formats": "keras,onnx",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import tempfile
 from unittest import mock
 
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
-from dat_tf import checkpointing
+from dat_tf import checkpointing, files
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import PGD, LInfinity
 from dat_tf.checkpointing import Checkpoints
+from dat_tf.errors import UserError
 from dat_tf.optimizers import LAMB, WarmupDecay
 
 STEPS = 3  # an epoch
@@ -112,7 +116,7 @@ class TrainingTest(tf.test.TestCase):
       self.assertAllEqual(expected, actual)
 
 
-class FilesTest(tf.test.TestCase):
+class FilesCase(tf.test.TestCase):
   def setUp(self):
     super().setUp()
     self.directory = os.path.join(
@@ -132,6 +136,8 @@ class FilesTest(tf.test.TestCase):
       set_value(model, 10.0 * epoch)
       checkpoints.save(epoch)
 
+
+class FilesTest(FilesCase):
   def test_without_one_nothing_is_restored_or_made(self):
     self.assertIsNone(self.newest())
     self.assertFalse(os.path.exists(self.directory))
@@ -177,28 +183,153 @@ class FilesTest(tf.test.TestCase):
     self.save(3)
     self.assertEqual(self.newest(), (3, 30.0))
 
-  def test_a_run_killed_before_the_checkpoint_is_listed_keeps_the_last_good_one(self):
+  def test_a_run_killed_before_the_checkpoint_is_listed_has_it(self):
     self.save(1, 2, keep=1)
     with (
-      mock.patch(
-        "tensorflow.python.checkpoint.checkpoint_management"
-        ".update_checkpoint_state_internal",
-        side_effect=KeyboardInterrupt,
-      ),
+      mock.patch.object(files, "write_text", side_effect=KeyboardInterrupt),
       self.assertRaises(KeyboardInterrupt),
     ):
       self.save(3, keep=1)
-    # The new one was whole, and the old one is not yet deleted.
-    self.assertIn("epoch-3.index", os.listdir(self.directory))
-    self.assertEqual(self.newest(), (2, 20.0))
+    self.assertIn("epoch-2.index", os.listdir(self.directory))
+    self.assertEqual(self.newest(), (3, 30.0))
+
+  def test_tensorflow_finds_the_newest_in_its_own_way(self):
+    self.save(1, 2, 3)
+    newest = tf.train.latest_checkpoint(self.directory)
+    self.assertEqual(newest, os.path.join(self.directory, "epoch-3"))
 
   def test_a_checkpoint_of_another_network_is_not_taken_in_silence(self):
     self.save(1)
     for units in ((2,), (1, 1)):  # a wider layer, a further layer
       layers = map(tf.keras.layers.Dense, units)
       other = tf.keras.Sequential([tf.keras.Input((1,)), *layers])
-      with self.assertRaises((ValueError, AssertionError)):
+      with self.assertRaisesRegex(UserError, "epoch-1 is of another network"):
         Checkpoints(self.directory, {"classifier": other}).restore()
+
+
+def cut(path):
+  os.truncate(path, os.path.getsize(path) // 2)
+
+
+def empty(path):
+  os.truncate(path, 0)
+
+
+def flip(path, place=0.5):
+  with open(path, "r+b") as file:
+    file.seek(int(place * os.path.getsize(path)))
+    byte = file.read(1)
+    file.seek(-1, os.SEEK_CUR)
+    file.write(bytes([byte[0] ^ 4]))
+
+
+def fill(path):
+  with open(path, "w") as file:
+    file.write("\0garbage {" * 5)
+
+
+def point_nowhere(path):
+  with open(path, "w") as file:
+    file.write('model_checkpoint_path: "epoch-9"\n')
+
+
+INDEX, DATA = "epoch-2.index", "epoch-2.data-00000-of-00001"
+DAMAGES = [
+  (file, damage) for file in (INDEX, DATA) for damage in (cut, empty, flip, os.remove)
+]
+
+
+class DamagedTest(FilesCase, parameterized.TestCase):
+  def file(self, name):
+    return os.path.join(self.directory, name)
+
+  def printed(self):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+      found = self.newest()
+    return found, output.getvalue()
+
+  @parameterized.parameters(*DAMAGES)
+  def test_the_one_before_is_used_with_one_line(self, name, damage):
+    self.save(1, 2)
+    damage(self.file(name))
+    found, output = self.printed()
+    self.assertEqual(found, (1, 10.0))
+    self.assertLen(output.splitlines(), 1)
+    self.assertStartsWith(output, f"Warning: {self.file(name)} is ")
+    self.assertIn("epoch-1", output)
+    # The epoch that is done again replaces it, and the good one is still there.
+    self.save(2)
+    self.assertEqual(self.printed(), ((2, 20.0), ""))
+    flip(self.file(name))
+    self.assertEqual(self.printed()[0], (1, 10.0))
+
+  @parameterized.parameters(*DAMAGES)
+  def test_without_one_before_nothing_begins_anew(self, name, damage):
+    self.save(2)
+    damage(self.file(name))
+    before = sorted(os.listdir(self.directory))
+    with self.assertRaisesRegex(UserError, f"{name} is .*--overwrite"):
+      self.newest()
+    self.assertEqual(sorted(os.listdir(self.directory)), before)
+
+  def test_no_flipped_bit_is_restored(self):
+    self.save(1, 2)
+    for name in (INDEX, DATA):
+      for place in np.linspace(0, 0.999, 60):
+        flip(self.file(name), place)
+        found, _ = self.printed()
+        left = os.path.getsize(self.file(name)) * (1 - place)
+        # The index ends with an empty block and a footer, most of which nothing reads.
+        if name == DATA or left > 96 or found != (2, 20.0):
+          self.assertEqual(found, (1, 10.0), f"{name} at {place}")
+        flip(self.file(name), place)
+    self.assertEqual(self.printed(), ((2, 20.0), ""))
+
+  @parameterized.parameters(cut, empty, fill, os.remove, point_nowhere)
+  def test_the_list_is_not_needed(self, damage):
+    self.save(1, 2)
+    damage(self.file("checkpoint"))
+    self.assertEqual(self.printed(), ((2, 20.0), ""))
+    self.save(3)
+    names = {name.split(".")[0] for name in os.listdir(self.directory)}
+    self.assertEqual(names, {"checkpoint", "epoch-2", "epoch-3"})
+
+  def test_a_list_without_checkpoints_is_no_new_start(self):
+    self.save(1)
+    for name in os.listdir(self.directory):
+      if name != "checkpoint":
+        os.remove(self.file(name))
+    with self.assertRaisesRegex(UserError, "but no checkpoint.*--overwrite"):
+      self.newest()
+
+  def test_a_good_one_is_never_removed_for_a_damaged_one(self):
+    self.save(1, 2, 3, keep=3)
+    cut(self.file("epoch-3.index"))
+    cut(self.file("epoch-2.index"))
+    self.assertEqual(self.printed()[0], (1, 10.0))
+    self.save(2, keep=2)
+    self.assertEqual(self.printed()[0], (2, 20.0))
+    self.assertIn("epoch-1.index", os.listdir(self.directory))
+
+  def test_a_first_save_that_was_killed_is_no_checkpoint(self):
+    # What SIGKILL leaves: TensorFlow's temporary directory, and data without an index.
+    os.makedirs(self.file("epoch-1_temp"))
+    with open(self.file("epoch-1.data-00000-of-00001"), "w") as file:
+      file.write("some")
+    checkpointing.remove_leftovers(self.directory)
+    self.assertEqual(os.listdir(self.directory), [])
+    self.assertIsNone(self.newest())
+
+  def test_a_later_save_that_was_killed_leaves_the_others(self):
+    self.save(1)
+    os.makedirs(self.file("epoch-1_temp"))
+    os.makedirs(self.file("epoch-2_temp"))
+    with open(self.file("epoch-2.data-00000-of-00001"), "w") as file:
+      file.write("some")
+    checkpointing.remove_leftovers(self.directory)
+    names = {name.split(".")[0] for name in os.listdir(self.directory)}
+    self.assertEqual(names, {"checkpoint", "epoch-1"})
+    self.assertEqual(self.printed(), ((1, 10.0), ""))
 
 
 class CopyTest(tf.test.TestCase):

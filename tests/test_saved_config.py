@@ -44,6 +44,7 @@ MAY_CHANGE = {
   "confidence_threshold",
   "runs",
   "profile_steps",
+  "overwrite",
 }
 
 
@@ -72,10 +73,15 @@ class SavedTest(ConfigCase):
       "decay": "step",
       "quantization_scale": "largest",
       "weight_perturbation": 0,
+      "overwrite": "false",
     }
     for values in ({}, {**OTHER, **fitting}):
       saved = self.save(**values)
       self.assertEqual(flag_values(self.reopened()), flag_values(saved))
+
+  def test_a_flagfile_does_not_clear_again_what_it_once_cleared(self):
+    self.assertTrue(self.save(mode="train", overwrite=True).overwrite)
+    self.assertFalse(self.reopened().overwrite)
 
   def test_numbers_survive_to_the_last_bit(self):
     thirds = {"epsilon": "1/3", "step_size": "1/30000000", "clean_weight": "1e20"}
@@ -88,6 +94,8 @@ class SavedTest(ConfigCase):
     common = {}
     if name in ("penalty_weight", "clean_weight"):
       common.update(objective="alp")
+    if name == "overwrite":
+      common.update(mode="train")
     if name == "export_formats":
       common.update(mode="export")
     if name in ("model_path", "input_range", "logits", "probabilities"):
@@ -159,6 +167,14 @@ class SavedTest(ConfigCase):
     path.write_text(path.read_text() + "--nonsense=1\n")
     with self.assertRaisesRegex(UserError, "config.flags cannot be read.*nonsense"):
       config_lib.check_against_saved(parse(model_dir=self.model_dir))
+
+  @parameterized.parameters(b"", b"\xff\xfe--seed=1\n", b"{}\n--seed=1\n", b"-")
+  def test_a_damaged_saved_flagfile_of_any_kind(self, content):
+    self.save()
+    (self.model_dir / "config.flags").write_bytes(content)
+    with self.assertRaisesRegex(UserError, "config.flags cannot be read") as caught:
+      config_lib.check_against_saved(parse(model_dir=self.model_dir))
+    self.assertLen(str(caught.exception).splitlines(), 1)
 
   def test_a_save_that_fails_leaves_the_old_file(self):
     self.save()

@@ -94,6 +94,9 @@ def define_flags(values: flags.FlagValues) -> None:
   run = _Room("training", values)
   run.choice("mode", "train_and_evaluate", MODES, "What to do.")
   run.text("model_dir", None, "Directory of everything that the run writes. Required.")
+  run.switch(
+      "overwrite", False,
+      "Clear what an earlier run wrote in model_dir, and begin anew.")
   run.integer("epochs", 10, "Passes over the training data.", lower_bound=1)
   run.integer(
       "seed", 0, "Of weights, shuffling, augmentation and random starts.",

@@ -14,7 +14,7 @@ from absl import flags
 from dat_tf import files, stack
 from dat_tf.config import methods
 from dat_tf.config.definitions import EXPORT_FORMATS, define_flags
-from dat_tf.errors import UserError, one_line
+from dat_tf.errors import UserError
 
 # What a later run in the same model_dir may change. The number of workers is no flag:
 # it may change too, since batches are stated for all workers together.
@@ -25,7 +25,7 @@ MAY_CHANGE = frozenset({
     "attacks", "evaluation_examples", "probe_images", "logits",
     "source_model_path", "source_input_range", "source_probabilities",
     "export_formats", "log_every", "pictures", "checkpoints_to_keep",
-    "runs", "profile_steps",
+    "runs", "profile_steps", "overwrite",
     "communication", "bytes_per_pack", "collective_timeout",
     "skip_bad_records", "data_service",
     "pseudo_label_dir", "pseudo_labels", "confidence_threshold",
@@ -87,6 +87,15 @@ def _check(config: Any) -> None:
   evaluating = config.mode in ("evaluate", "train_and_evaluate")
   contradictions: list[tuple[Any, str]] = [
     (not config.model_dir, "--model_dir is required: where the run writes."),
+    (
+      config.overwrite and not training,
+      "--overwrite goes with --mode=train or train_and_evaluate: it begins anew.",
+    ),
+    (
+      config.overwrite and config.initialize_from == config.model_dir,
+      f"--overwrite clears {config.model_dir}, and --initialize_from needs it: choose "
+      "another --model_dir.",
+    ),
     (
       training and config.train_data is None,
       f"--train_data is required by --mode={config.mode}: TFRecords to train on.",
@@ -250,15 +259,18 @@ def input_range(config: Any, name: str = "input_range") -> tuple[float, float]:
   raise UserError(f"--{name} takes black and white, as in 0,255 or -1,1.")
 
 
-def check_against_saved(config: Any) -> None:
+def check_against_saved(config: Any) -> bool:
   """Compares the settings with those of the run that wrote model_dir, if one did.
+
+  Returns:
+    Whether its settings are there.
 
   Raises:
     UserError: they differ in a flag outside `MAY_CHANGE`, or those kept are damaged.
   """
   saved = load(config.model_dir)
   if saved is None:
-    return
+    return False
   free = set(MAY_CHANGE)
   if config.data_is_local:  # another pattern on each worker
     free |= _OWN_DATA
@@ -274,6 +286,7 @@ def check_against_saved(config: Any) -> None:
         f"{config.model_dir} was written with {was}, this run has {now}: {way} "
         "--model_dir."
       )
+  return True
 
 
 def to_text(config: Any) -> str:
@@ -306,18 +319,13 @@ def save(config: Any) -> None:
   Raises:
     UserError: model_dir cannot be made or written.
   """
-  import tensorflow as tf
-
-  lines = [config[name].serialize() for name in sorted(_names(config))]
+  # A flagfile that is used again is not to clear the directory again.
+  names = sorted(_names(config) - {"overwrite"})
+  lines = [config[name].serialize() for name in names]
   # A flag without a value has no line.
   text = "".join(f"{line}\n" for line in lines if line)
-  try:
+  with files.explained_writing(f"--model_dir={config.model_dir}"):
     files.write_text(_path(config.model_dir), text)
-  except tf.errors.OpError as error:
-    raise UserError(
-      f"--model_dir={config.model_dir} cannot be written ({one_line(error)}): choose "
-      "another."
-    ) from None
 
 
 def load(model_dir: str) -> Optional[flags.FlagValues]:
@@ -327,15 +335,19 @@ def load(model_dir: str) -> Optional[flags.FlagValues]:
     UserError: they are damaged.
   """
   path = _path(model_dir)
-  text = files.read_text(path)
-  if text is None:
-    return None
   values = flags.FlagValues()
   define_flags(values)
-  lines = [line for line in text.splitlines() if line and not line.startswith("#")]
   try:
-    values(["", *lines])
-  except flags.Error as error:
+    text = files.read_text(path)
+    if text is None:
+      return None
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    if not lines:
+      raise ValueError("it is empty")
+    rest = values(["", *lines])[1:]
+    if rest:
+      raise ValueError(f"{rest[0][:60]!r} is no flag")
+  except (flags.Error, ValueError) as error:  # which UnicodeDecodeError is one of
     raise UserError(
       f"{path} cannot be read ({error}): mend it or choose another --model_dir."
     ) from None

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -31,6 +33,13 @@ _COLUMNS = {
   "attack": np.int32,
   "adversarial_prediction": np.int32,
 }
+
+
+# What NumPy raises for a file that is cut off, garbage, or of other arrays.
+_DAMAGED = (
+  *(ValueError, TypeError, KeyError, EOFError, OSError, MemoryError),
+  *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +150,24 @@ def robust(rows: Rows) -> np.ndarray:
 
 
 def read(path: str) -> Optional[dict[str, np.ndarray]]:
-  """The arrays of a file, by name; None if there is none."""
+  """The arrays of a file, by name; None if there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
   if not tf.io.gfile.exists(path):
     return None
-  with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read())) as data:
-    return dict(data)
+  try:
+    with tf.io.gfile.GFile(path, "rb") as file:
+      with np.load(io.BytesIO(file.read()), allow_pickle=False) as data:
+        arrays = dict(data)
+    arrays["fingerprint"]  # all that are written have one
+    return arrays
+  except _DAMAGED as error:
+    raise UserError(
+      f"{path} cannot be read ({one_line(error)}): remove it; what it held is measured "
+      "again."
+    ) from None
 
 
 def write(path: str, arrays: Mapping[str, Any]) -> None:
@@ -156,13 +178,9 @@ def write(path: str, arrays: Mapping[str, Any]) -> None:
   """
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **arrays)
-  try:
+  remedy = "make room, and start again; it goes on with the examples that are missing"
+  with files.explained_writing(path, remedy):
     tf.io.gfile.makedirs(os.path.dirname(path))
     with files.complete_file(path) as temporary:
       with tf.io.gfile.GFile(temporary, "wb") as file:
         file.write(buffer.getvalue())
-  except tf.errors.OpError as error:
-    raise UserError(
-      f"{path} cannot be written ({one_line(error)}): make room, and start again; it "
-      "goes on with the examples that are missing."
-    ) from error

@@ -3,7 +3,7 @@
 from dat_tf.monitoring.pictures import Attacked, AttackedImages, picture_grid
 from dat_tf.monitoring.profiler import Profiler
 from dat_tf.monitoring.progress import Progress
-from dat_tf.monitoring.results import update_results
+from dat_tf.monitoring.results import read_results, update_results
 from dat_tf.monitoring.step_clock import StepClock
 from dat_tf.monitoring.summary import Summary, log_evaluation
 from dat_tf.monitoring.tensorboard import Scalars
@@ -18,5 +18,6 @@ __all__ = [
   "Summary",
   "log_evaluation",
   "picture_grid",
+  "read_results",
   "update_results",
 ]

@@ -1,14 +1,96 @@
-"""The figures of a run that other programs read."""
+"""The figures of a run that other programs read, and that it reads again itself."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+import re
+from typing import Any, Callable
 
 from dat_tf import files
+from dat_tf.errors import UserError
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+  return _is_number(value) and 0 <= value <= 1
+
+
+def _are_accuracies(value: Any) -> bool:
+  # They name files too.
+  return isinstance(value, dict) and all(
+    re.fullmatch(r"[\w.-]+", name) and _is_share(share) for name, share in value.items()
+  )
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+def _are_warnings(value: Any) -> bool:
+  return isinstance(value, list) and all(
+    _are_texts(each) and each.keys() == {"check", "message"} for each in value
+  )
+
+
+# What each figure may be, if it is there; null too if it is not known yet.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+  "standard_accuracy": _is_share,
+  "certified_accuracy": _is_share,
+  "robust_accuracy": _are_accuracies,
+  "warnings": _are_warnings,
+  "trained_with": _are_texts,
+  "evaluated_with": _are_texts,
+  "norm": lambda value: value in ("linf", "l2", "l1"),
+  "fingerprint": lambda value: isinstance(value, str),
+  "epsilon": _is_number,
+  "train_seconds": _is_number,
+  "examples_per_second": _is_number,
+  "bytes_sent_per_step": _is_number,
+  "fp32_bytes_per_step": _is_number,
+  "test_examples": _is_count,
+  "probed_images": _is_count,
+  "epochs": _is_count,
+  "global_batch_size": _is_count,
+  "num_workers": _is_count,
+  "parameters": _is_count,
+}
+
+
+def read_results(path: str) -> dict[str, Any]:
+  """The figures of a file; none if there is no file.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  try:
+    figures = json.loads(files.read_text(path) or "{}")
+    if not isinstance(figures, dict):
+      raise ValueError("it is no JSON object")
+    for name, value in figures.items():
+      is_right = _KINDS.get(name, lambda value: True)
+      may_be_unknown = name not in ("robust_accuracy", "warnings")
+      if not (is_right(value) or (value is None and may_be_unknown)):
+        raise ValueError(f"{name} is {str(value)[:60]}")
+  except (ValueError, RecursionError) as error:  # JSON that does not parse, or no UTF-8
+    raise UserError(
+      f"{path} cannot be read ({error}): remove it and evaluate again."
+    ) from None
+  return figures
 
 
 def update_results(path: str, figures: dict[str, Any]) -> None:
-  """Puts figures into a JSON file, beside those that are there, in one move."""
-  there = json.loads(files.read_text(path) or "{}")
+  """Puts figures into a JSON file, beside those that are there, in one move.
+
+  Raises:
+    UserError: what is there is damaged.
+  """
+  there = read_results(path)
   files.write_text(path, json.dumps({**there, **figures}, indent=2) + "\n")

@@ -6,9 +6,7 @@ Whatever a run has not left is empty or None here, and is left out of the report
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import zipfile
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -21,6 +19,7 @@ from dat_tf import config as config_lib
 from dat_tf import files
 from dat_tf.errors import UserError
 from dat_tf.evaluation import outcomes
+from dat_tf.monitoring import read_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +131,13 @@ def _read(name: str, directory: str) -> Run:
     raise UserError(
       f"{directory} holds neither results.json nor logs/: name the directory of a run."
     )
-  path = os.path.join(directory, "results.json")
-  try:
-    results = json.loads(files.read_text(path) or "{}")
-  except json.JSONDecodeError as error:
-    raise _damaged(path, error) from None
+  results = read_results(os.path.join(directory, "results.json"))
   # Of attacks that results.json knows, on the same weights and images: other files may
   # be those of a run under way, or of earlier weights.
   found = []
   measured = results.get("fingerprint", "unknown")
   for attack in results.get("robust_accuracy") or {}:
-    arrays = _read_arrays(os.path.join(directory, "evaluation", f"{attack}.npz"))
+    arrays = outcomes.read(os.path.join(directory, "evaluation", f"{attack}.npz"))
     if (
       arrays
       # That of a source of transfer attacks comes after it.
@@ -152,7 +147,7 @@ def _read(name: str, directory: str) -> Run:
       names = [field.name for field in dataclasses.fields(Outcomes)][1:]
       found.append(Outcomes(attack, **{key: arrays[key] for key in names}))
   path = os.path.join(directory, "evaluation", "probes.npz")
-  probes = _read_arrays(path) if results.get("probed_images") else {}
+  probes = outcomes.read(path) or {} if results.get("probed_images") else {}
   if probes and str(probes["fingerprint"]) != measured:
     probes = {}
   settings = config_lib.load(directory)
@@ -166,24 +161,13 @@ def _read(name: str, directory: str) -> Run:
   )
 
 
-def _read_arrays(path: str) -> dict[str, np.ndarray]:
-  """The arrays of a .npz file by name; none if there is no file."""
-  try:
-    return outcomes.read(path) or {}
-  except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise _damaged(path, error) from None
-
-
-def _damaged(path: str, error: Exception) -> UserError:
-  return UserError(f"{path} cannot be read ({error}): remove it and evaluate again.")
-
-
 def _read_curves(directory: str) -> dict[str, np.ndarray]:
   points: dict[str, dict[int, float]] = {}
   for folder in ("train", "test"):
     # In the order of time: what a restarted run wrote again holds.
-    for path in sorted(tf.io.gfile.glob(os.path.join(directory, folder, "*tfevents*"))):
-      for event in event_file_loader.EventFileLoader(path).Load():
+    logs = os.path.join(directory, folder)
+    for name in filter(lambda name: "tfevents" in name, files.names(logs)):
+      for event in event_file_loader.EventFileLoader(os.path.join(logs, name)).Load():
         for value in event.summary.value:
           if value.metadata.plugin_data.plugin_name == "scalars":
             figure = tensor_util.make_ndarray(value.tensor).item()
