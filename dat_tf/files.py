@@ -36,6 +36,26 @@ def complete_file(path: str) -> Iterator[str]:
       tf.io.gfile.remove(temporary)
 
 
+def check_name(path: str, flag: str, forbidden: str = "[]*?\\\n") -> None:
+  """Makes sure that a path means itself wherever it is taken for a pattern.
+
+  Args:
+    path: of a directory that is to be written. TensorFlow takes the paths of its
+      checkpoints and of SavedModels for patterns.
+    flag: by which the user named it.
+    forbidden: what it must not hold.
+
+  Raises:
+    UserError: it holds that.
+  """
+  found = [character for character in forbidden if character in path]
+  if found:
+    raise UserError(
+      f"--{flag}={path!r} has {found[0]!r} in it, and would be taken for a pattern of "
+      f"file names: choose a name without {' '.join(map(repr, forbidden))}."
+    )
+
+
 @contextlib.contextmanager
 def explained_writing(
   path: str, remedy: str = "make room, or choose another"

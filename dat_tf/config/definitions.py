@@ -142,7 +142,8 @@ def define_flags(values: flags.FlagValues) -> None:
   data = _Room("data", values)
   data.text(
       "train_data", None,
-      "TFRecords to train on: a glob pattern, or several separated by commas.")
+      "TFRecords to train on: a pattern of file names, in which *, ? and [ ] stand for"
+      " others, or several separated by commas.")
   data.text("test_data", None, "TFRecords to evaluate on, likewise.")
   data.text(
       "validation_data", None,

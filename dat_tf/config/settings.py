@@ -214,6 +214,9 @@ def _check(config: Any) -> None:
   for wrong, message in contradictions:
     if wrong:
       raise UserError(message)
+  files.check_name(config.model_dir, "model_dir")
+  # What is written there is read by a pattern, and patterns are parted by commas.
+  files.check_name(config.pseudo_label_dir or "", "pseudo_label_dir", "[]*?\\\n,")
   try:
     re.compile(config.full_precision_names)
   except re.error as error:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from dat_tf.data.encoded import EncodedImage
 from dat_tf.errors import UserError, one_line
-from dat_tf.files import complete_file
+from dat_tf.files import check_name, complete_file
 
 _FIVE_DIGITS = "[0-9]" * 5
 
@@ -83,8 +83,10 @@ def shard_paths(directory: str, name: str, num_shards: int) -> list[str]:
 
   Raises:
     UserError: `directory` already holds `name` split into another number of files,
-      which a pattern such as `train-*` would read as well.
+      which a pattern such as `train-*` would read as well; or no pattern could name
+      its files.
   """
+  check_name(directory, "output_dir", "[]*?\\\n,")
   paths = [
     os.path.join(directory, f"{name}-{shard:05d}-of-{num_shards:05d}")
     for shard in range(num_shards)

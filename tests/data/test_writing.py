@@ -33,6 +33,12 @@ class WritingTest(tf.test.TestCase):
     self.assertEqual([len(shard) for shard in shards], [3, 3, 2, 2])
     self.assertCountEqual(sum(shards, []), examples)
 
+  def test_a_directory_that_no_pattern_could_name(self):
+    for name in ("lr[0.1]", "what?", "all*", "a\\b", "a,b", "a\nb"):
+      with self.assertRaisesRegex(UserError, "--output_dir=.*pattern"):
+        writing.write_shards([b"x"], self.path(name), "train", 1)
+    self.assertEqual(os.listdir(self.directory), [])
+
   def test_write_shards_replaces_its_own_files_only(self):
     writing.write_shards([b"old"], self.directory, "train", 1)
     writing.write_shards([b"other"], self.directory, "test", 1)
