@@ -18,7 +18,7 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import compat, hashing
+from dat_tf import compat, examples, hashing
 from dat_tf.agreement import Agreement, AverageStatistics
 from dat_tf.attacks.interleaved import Interleaved, Pass
 from dat_tf.communication import AllReduce, MeanAllReduce
@@ -337,11 +337,11 @@ class AdversarialModel(keras.Model):
   def _unpack(self, data: Any, step: tf.Tensor) -> Batch:
     if isinstance(data, dict):
       keys = hashing.stream_keys(self._seed, data["epoch"], data["example_id"])
-      weights = data["weight"]
+      weights = examples.weights_of(data["weight"], tf.shape(data["image"])[0])
       is_labeled = data.get("is_labeled", tf.ones_like(weights))
       return Batch(
         data["image"],
-        data["label"],
+        examples.class_numbers_or_rows(data["label"]),
         weights,
         keys,
         is_labeled,
@@ -349,13 +349,10 @@ class AdversarialModel(keras.Model):
         data["example_id"],
       )
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-    images = _checked_images(images)
-    if (
-      labels.shape.rank == 2 and labels.shape[-1] == 1
-    ):  # as Keras' data sets have them
-      labels = labels[:, 0]
+    images = examples.checked_images(images)
+    labels = examples.class_numbers_or_rows(labels)
     size = tf.shape(images)[0]
-    weights = tf.ones(size) if weights is None else tf.cast(weights, tf.float32)
+    weights = examples.weights_of(weights, size)
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group
     keys = hashing.stream_keys(self._seed, step, replica, tf.range(size))
     return Batch(images, labels, weights, keys, tf.ones_like(weights), step)
@@ -372,6 +369,7 @@ def _figures(
 
   The last three are clean, robust and certified examples.
   """
+  clean_logits = examples.checked_logits(clean_logits)
   labeled = batch.weights * batch.is_labeled
   is_certified = 0.0 if certified is None else tf.cast(certified, tf.float32)
   return tf.stack(
@@ -400,17 +398,3 @@ def _checked_finite(
   )
   with tf.control_dependencies([check]):
     return [tf.identity(gradient) for gradient in gradients], norm
-
-
-def _checked_images(images: tf.Tensor) -> tf.Tensor:
-  if not images.dtype.is_floating:
-    raise UserError(
-      f"The images are {images.dtype.name}; cast them to float32 and divide by 255."
-    )
-  lowest, highest = tf.reduce_min(images), tf.reduce_max(images)
-  check = tf.debugging.Assert(
-    (lowest >= 0.0) & (highest <= 1.0),
-    ["Images must lie in [0, 1] (divide by 255?); these lie in", lowest, highest],
-  )
-  with tf.control_dependencies([check]):
-    return tf.cast(images, tf.float32)

@@ -21,6 +21,7 @@ from dat_tf.config import methods
 from dat_tf.data import records
 from dat_tf.early_stopping import EarlyStopping
 from dat_tf.errors import UserError, one_line
+from dat_tf.examples import PROBABILITIES
 from dat_tf.inputs import Inputs
 from dat_tf.locking import Lock
 from dat_tf.models import bounds, make_model, transfer
@@ -279,6 +280,10 @@ class Run:
       diverged = re.search(re.escape(NON_FINITE) + r"\D*(\d+)", str(error))
       if diverged:
         raise self.diverged(f"{NON_FINITE} {diverged[1]}") from None
+      if PROBABILITIES in str(error):
+        raise UserError(
+          f"--model={self.config.model}: {PROBABILITIES}: leave out its last softmax."
+        ) from None
       message = self.inputs.explain()
       if message is None:
         raise

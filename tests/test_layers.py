@@ -18,7 +18,7 @@ LAYERS = (
   ("errors",),
   ("stack",),
   ("__init__", "compat"),
-  ("agreement", "files", "hashing", "startup", "watchdog"),
+  ("agreement", "examples", "files", "hashing", "startup", "watchdog"),
   ("locking",),
   ("config", "cluster", "models", "optimizers", "checkpointing", "exporting"),
   ("communication",),

@@ -16,6 +16,7 @@ from dat_tf.attacks import TRANSFER
 from dat_tf.evaluation import outcomes
 from dat_tf.evaluation.outcomes import Rows
 from dat_tf.evaluation.prober import PGD_STEPS
+from dat_tf.evaluation.robustness import BATCH_MATTERS, BATCH_NOISE
 
 Warnings = list[dict[str, str]]
 
@@ -55,6 +56,9 @@ def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
       "the same images give other logits when they are classified again. One gradient "
       "then points anywhere: evaluate autoattack-rand, which takes the mean of many"
     )
+  # Earlier versions did not measure it.
+  if float(probes.get("batch_difference", 0.0)) > BATCH_NOISE:
+    found["batch_dependent"] = BATCH_MATTERS
   epsilons, accuracy = probes["epsilons"], probes["epsilon_accuracy"]
   noise = probes["noise_accuracy"]
   worst = int(np.argmax(accuracy - noise))

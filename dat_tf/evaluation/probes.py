@@ -15,7 +15,7 @@ import tensorflow as tf
 from dat_tf import hashing
 from dat_tf.attacks import iterative, norms
 from dat_tf.evaluation.prober import PGD_STEPS, Prober
-from dat_tf.evaluation.robustness import finite
+from dat_tf.evaluation.robustness import batch_difference, finite
 
 # Of the run's epsilon.
 # AutoAttack's: how often the same images are classified.
@@ -60,7 +60,8 @@ def probe(
       example_id, pgd_broken, noise_broken [N], at epsilon;
       zero_gradient, share of images without a gradient, as they are or at the random
         point where APGD starts; random_difference, the largest between an image's
-        logits in two of five calls, each over its norm;
+        logits in two of five calls, each over its norm; batch_difference, of those of
+        one image in two batches, likewise;
       grey_epsilon, at which all images can be made the same grey one; grey_accuracy,
         under PGD there.
 
@@ -112,6 +113,9 @@ def probe(
     # As good as zero: float32 has no normal numbers much smaller.
     "zero_gradient": np.float32((smallest < 1e-30).mean()),
     "random_difference": _largest_difference(calls),
+    "batch_difference": np.float32(
+      batch_difference(classifier, np.resize(images, (batch_size, *images.shape[1:])))
+    ),
     "grey_epsilon": np.float32(grey_epsilon),
     "grey_accuracy": accuracy(grey.fooled.any(axis=0)),
     **_surface(prober, images, labels, keys, gradient),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Callable
 
@@ -20,6 +21,7 @@ from dat_tf import hashing
 from dat_tf.attacks import iterative, losses, norms
 from dat_tf.errors import UserError
 from dat_tf.evaluation.refilling import Portion, Runner
+from dat_tf.examples import class_numbers
 
 # How far from [0, 1] a pixel may be that was computed.
 _ROUNDING = 1e-6
@@ -79,6 +81,7 @@ class Evaluator:
       for name, sequence in attacks.items()
     }
     self._batch_size, self._seed = batch_size, seed
+    self._is_tried = False
 
   def __call__(
     self,
@@ -91,7 +94,7 @@ class Evaluator:
 
     Args:
       images: float32 [N, H, W, C] in [0, 1].
-      labels: int [N].
+      labels: class numbers [N] or [N, 1], of any type.
       example_ids: int [N], on which the random numbers depend.
       advance: called after each attack of each sequence.
 
@@ -99,8 +102,12 @@ class Evaluator:
       int32 [N], the class of each image as it is; the outcomes by name.
 
     Raises:
-      UserError: there are more of one than of another, images are out of range, an
-        attack needs more classes than the model has, or logits are not finite.
+      UserError: there are more of one than of another, images or labels are out of
+        range, an attack needs more classes than the model has, or logits are not
+        finite.
+
+    Warns:
+      BatchDependence: an image's logits depend on what else is in its batch.
     """
     if not len(images) == len(labels) == len(example_ids):
       raise UserError(
@@ -113,10 +120,16 @@ class Evaluator:
         f"Pixels reach from {images.min():g} to {images.max():g}: bring the images to "
         "[0, 1]; a model that takes another range gets it by --input_range."
       )
+    if not self._is_tried:
+      self._is_tried = True
+      batch = np.resize(images, (self._batch_size, *images.shape[1:]))
+      if batch_difference(self._classify, batch) > BATCH_NOISE:
+        warnings.warn(BATCH_MATTERS, BatchDependence, stacklevel=2)
+    logits = self._logits(images)
     examples = Portion(
       images,
-      labels := np.asarray(labels, np.int32),
-      logits := self._logits(images),
+      labels := class_numbers(labels, logits.shape[1]),
+      logits,
       hashing.stream_keys(self._seed, np.asarray(example_ids)).numpy(),
     )
     prediction = logits.argmax(axis=1).astype(np.int32)
@@ -151,6 +164,43 @@ class Evaluator:
       padded = tf.constant(np.pad(part, padding))
       parts.append(self._classify(padded).numpy()[: len(part)])
     return finite(np.concatenate(parts), when)
+
+
+class BatchDependence(UserWarning):
+  """What becomes of an example depends on the others in its batch."""
+
+
+BATCH_MATTERS = (
+  "The same image in another batch has other logits, so that accuracies depend on the "
+  "size of batches and on the number of workers: have batch-norm use its averages "
+  "(training=False)"
+)
+# Of the logits' norm; what rounding makes of it stays far below.
+BATCH_NOISE = 1e-3
+
+
+def batch_difference(
+  classify: Callable[[tf.Tensor], tf.Tensor], images: np.ndarray
+) -> float:
+  """How far the logits of the first image of a batch depend on the other images.
+
+  Args:
+    classify: from images [B, H, W, C] to logits [B, classes].
+    images: float32 [B, H, W, C]; where all are alike, none is told from none.
+
+  Returns:
+    The difference, over the norm of the logits; 0 if the same batch gives other logits
+    from one call to the next.
+  """
+
+  def first(batch: np.ndarray) -> np.ndarray:
+    return np.asarray(classify(tf.constant(batch)))[0]
+
+  as_given, with_itself = first(images), first(np.repeat(images[:1], len(images), 0))
+  if not np.array_equal(first(images), as_given):
+    return 0.0
+  norm = float(np.linalg.norm(as_given)) or 1.0
+  return float(np.linalg.norm(with_itself - as_given)) / norm
 
 
 def finite(logits: np.ndarray, when: str = "as they are") -> np.ndarray:
