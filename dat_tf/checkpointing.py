@@ -70,7 +70,7 @@ class Checkpoints:
     except (ValueError, AssertionError) as error:
       raise UserError(
         f"{newest} is of another network ({one_line(error)[:160]}): give the --model, "
-        "--num_classes and size of images (--image_size) that it was trained with."
+        "--num_classes and images that it was trained with (--image_size, --channels)."
       ) from error
     return int(self._epochs)
 

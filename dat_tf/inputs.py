@@ -88,6 +88,7 @@ class Inputs:
         config.unlabeled_data, unlabeled or per_replica, local, needs_label=False
       )
       self._check_pseudo_labels()
+    self._agree_on_channels()
     shapes = {source.image_shape for source in self._sources}
     if len(shapes) > 1:
       raise UserError(
@@ -99,6 +100,20 @@ class Inputs:
     (self.image_shape,) = shapes
     if config.skip_bad_records:
       self._check_bad_records()
+
+  def _agree_on_channels(self) -> None:
+    """Where some data are grey and some are not, all become RGB."""
+    if len({source.image_shape[-1] for source in self._sources}) == 1:
+      return
+    for name in ("train", "test", "validation", "unlabeled"):
+      source = getattr(self, name)
+      if source is not None:
+        shapes = source.image_shape, source.stored_shape
+        image_shape, stored_shape = ((*shape[:-1], 3) for shape in shapes)
+        source = dataclasses.replace(
+          source, image_shape=image_shape, stored_shape=stored_shape
+        )
+        setattr(self, name, source)
 
   @property
   def _sources(self) -> list[Source]:
@@ -129,7 +144,8 @@ class Inputs:
       paths, cluster.index, cluster.num_workers, is_local, skip
     )
     form = records.detect_form(paths[0], needs_label, skip)
-    shape = records.first_image_shape(paths[0], form, skip)
+    *size, channels = records.first_image_shape(paths[0], form, skip)
+    shape = (*size, 3 if config.channels == "3" else channels)
     stored_shape: tuple[Optional[int], ...] = shape
     if config.image_size:
       shape = config.image_size, config.image_size, shape[-1]

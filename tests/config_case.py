@@ -38,6 +38,7 @@ OTHER = {
   "shuffle_buffer": "0",
   "augmentation": "random_resized_crop",
   "image_size": "160",
+  "channels": "3",
   "data_is_local": "true",
   "skip_bad_records": "3",
   "data_service": "host:5050",

@@ -45,6 +45,7 @@ MAY_CHANGE = {
   "runs",
   "profile_steps",
   "overwrite",
+  "channels",
 }
 
 

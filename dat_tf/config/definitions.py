@@ -169,6 +169,10 @@ def define_flags(values: flags.FlagValues) -> None:
       "Pixels of either side, to which images of any size are brought: their middle,"
       " or what random_resized_crop cuts out. Default: images of one size stay so.",
       lower_bound=1)
+  data.choice(
+      "channels", "auto", ("auto", "3"),
+      "3: grey images become RGB. auto: so they do if any of the first 200 is in color;"
+      " if none is, one that comes later ends the run.")
   data.switch(
       "data_is_local", False,
       "Each worker trains on all files that its own pattern matches, which no other "

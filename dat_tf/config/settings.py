@@ -27,7 +27,7 @@ MAY_CHANGE = frozenset({
     "export_formats", "log_every", "pictures", "checkpoints_to_keep",
     "runs", "profile_steps", "overwrite",
     "communication", "bytes_per_pack", "collective_timeout",
-    "skip_bad_records", "data_service",
+    "skip_bad_records", "data_service", "channels",
     "pseudo_label_dir", "pseudo_labels", "confidence_threshold",
 })
 # fmt: on

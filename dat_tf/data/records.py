@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Optional
 
 import tensorflow as tf
@@ -32,9 +32,8 @@ class StoredImage:
   Attributes:
     data: The encoded image (JPEG, PNG, GIF, BMP) or bare pixels, string [].
     shape: [height, width, channels] of bare pixels, int64 [3]; None if encoded.
-    channels: 1 or 3, into which encoded images are converted, but for JPEGs in CMYK,
-      which become 3 only; 0 keeps theirs. Bare pixels always keep the channels that
-      they have.
+    channels: 3 makes grey images, and encoded ones of any other kind, RGB; any other
+      number keeps the channels that they have, so that no colour is lost unseen.
   """
 
   data: tf.Tensor
@@ -43,9 +42,17 @@ class StoredImage:
 
   def decode(self) -> tf.Tensor:
     """The whole image, uint8 [height, width, channels]."""
-    if self.shape is not None:
-      return tf.reshape(tf.io.decode_raw(self.data, tf.uint8), self.shape)
-    return tf.io.decode_image(self.data, self.channels, expand_animations=False)
+    if self.shape is None:
+      return tf.io.decode_image(self.data, self._converted, expand_animations=False)
+    image = tf.reshape(tf.io.decode_raw(self.data, tf.uint8), self.shape)
+    if self.channels != 3:
+      return image
+    return tf.broadcast_to(image, tf.concat([self.shape[:2], [3]], axis=0))
+
+  @property
+  def _converted(self) -> int:
+    """What TensorFlow's decoders are asked for."""
+    return 3 if self.channels == 3 else 0
 
   def size(self) -> tf.Tensor:
     """[height, width], int32 [2]; of a JPEG or PNG without decoding it."""
@@ -85,7 +92,7 @@ class StoredImage:
       return from_whole()
     return tf.cond(
       tf.io.is_jpeg(self.data),
-      lambda: tf.io.decode_and_crop_jpeg(self.data, window, self.channels),
+      lambda: tf.io.decode_and_crop_jpeg(self.data, window, self._converted),
       from_whole,
     )
 
@@ -230,18 +237,42 @@ def first_image_shape(
 ) -> tuple[int, ...]:
   """(height, width, channels) of the first image in a file, as `detect_form` finds it.
 
+  Returns:
+    The shape; the channels are 3 where the first images differ in theirs.
+
   Raises:
     UserError: That record cannot be read.
   """
   try:
     serialized = _first_record(path, skip_bad_records)
     image, _ = form.parse(serialized, channels=0)  # as many as are stored
-    return tuple(image.decode().shape)
+    *size, channels = image.decode().shape
   except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
     raise UserError(
       f"{path}: record 0 (counted from 0) cannot be read ({one_line(error)}): write "
       "the file again."
     ) from error
+  is_mixed = len({channels, *_first_channels(path, form, skip_bad_records)}) > 1
+  return (*size, 3 if is_mixed else channels)
+
+
+def _first_channels(
+  path: str, form: RecordForm, skip_bad_records: bool, number: int = 200
+) -> Iterator[int]:
+  """The channels of the first images of a file, up to one that cannot be read."""
+  try:
+    for serialized in itertools.islice(_records(path, skip_bad_records), number):
+      features = tf.train.Example.FromString(serialized).features.feature
+      if form.shape is not None:
+        yield features[form.shape].int64_list.value[2]
+        continue
+      data = features[form.image].bytes_list.value[0]
+      if data[:3] == b"\xff\xd8\xff":
+        yield int(tf.io.extract_jpeg_shape(data)[2])
+      else:
+        yield tf.io.decode_image(data, expand_animations=False).shape[2]
+  except (*DATA_ERRORS, DecodeError, IndexError):
+    return  # training names that record
 
 
 def has_labels(
@@ -259,12 +290,8 @@ def has_labels(
     True also where a damaged record hides the answer: training names that one.
   """
   name = SOFT_LABEL if form.soft_classes else form.label
-  records = itertools.chain.from_iterable(
-    framing.read(path, segment.offset, segment.num_records).as_numpy_iterator()
-    for segment in segments(path, skip_bad_records)
-  )
   try:
-    for serialized in itertools.islice(records, number):
+    for serialized in itertools.islice(_records(path, skip_bad_records), number):
       feature = tf.train.Example.FromString(serialized).features.feature[name]
       if any(feature.float_list.value) or feature.int64_list.value:
         return True
@@ -278,11 +305,15 @@ def segments(path: str, skip_bad_records: bool) -> tuple[framing.Segment, ...]:
   return framing.scan(path)[0] if skip_bad_records else (framing.WHOLE_FILE,)
 
 
+def _records(path: str, skip_bad_records: bool) -> Iterator[bytes]:
+  return itertools.chain.from_iterable(
+    framing.read(path, segment.offset, segment.num_records).as_numpy_iterator()
+    for segment in segments(path, skip_bad_records)
+  )
+
+
 def _first_record(path: str, skip_bad_records: bool) -> Optional[bytes]:
-  for segment in segments(path, skip_bad_records):
-    records = framing.read(path, segment.offset, segment.num_records)
-    return next(records.as_numpy_iterator(), None)
-  return None
+  return next(_records(path, skip_bad_records), None)
 
 
 def match_files(patterns: str) -> list[str]:
@@ -400,7 +431,7 @@ def _fault(
     return (
       f"holds an image of shape {shape}, and the run expects "
       f"{image_shape}: write all images, for training and tests, in one shape, or set "
-      "--image_size."
+      "--image_size, or --channels=3 where some are grey and some are not."
     )
   if form.soft_classes:
     return (
