@@ -22,6 +22,9 @@ from dat_tf.monitoring import Progress, read_results
 from dat_tf.objectives import is_certified
 from dat_tf.run import Run
 
+# Images on which a model is tried with pixels in other ranges.
+_LARGEST_TRIAL = 200
+
 
 def evaluate(run: Run) -> None:
   """Measures clean and robust accuracy, each test image counted once."""
@@ -44,9 +47,16 @@ def evaluate(run: Run) -> None:
       f"The loss of the test images is {figures['loss']}: the network is broken; train "
       "again, from an earlier checkpoint or with a lower --learning_rate."
     )
+  whole = _whole(run.config)
+  if int(figures["examples"]) != whole.num_examples:
+    raise UserError(
+      f"{int(figures['examples'])} test images were counted, and the files of "
+      f"{run.config.test_data} hold {whole.num_examples}: they changed, or a worker "
+      "sees others; evaluate again once all see the same."
+    )
   robust = {f"pgd-{run.config.evaluation_attack_steps}": figures["robust_accuracy"]}
   with run.explained_errors():
-    work = _survey(run)
+    work = _survey(run, whole)
     if run.cluster.is_chief:
       robust |= _measured_by_example(work, robust, int(figures["examples"]))
       names = _write_accuracies(
@@ -66,7 +76,7 @@ def attack(run: Run) -> None:
   """Measures robust accuracy under each of --attacks, example by example."""
   cluster = run.cluster
   with run.explained_errors():
-    work = _survey(run)
+    work = _survey(run, _whole(run.config))
     probes = work.probe(run.config.probe_images) if cluster.is_chief else {}
     certified = _certified(run, work) if cluster.is_chief else None
     warnings: checks.Warnings = []
@@ -95,13 +105,21 @@ def attack(run: Run) -> None:
   checks.show(warnings)
 
 
-def _survey(run: Run) -> Survey:
+def _whole(config: flags.FlagValues) -> shards.Shard:
+  """All test data."""
+  return shards.shard_files(
+    records.match_files(config.test_data),
+    0,
+    1,
+    skip_bad_records=config.skip_bad_records > 0,
+  )
+
+
+def _survey(run: Run, whole: shards.Shard) -> Survey:
   """This worker's part of the attacks."""
   config, cluster, source = run.config, run.cluster, run.inputs.test
   assert source is not None
-  paths = records.match_files(config.test_data)
-  skip = config.skip_bad_records > 0
-  whole = shards.shard_files(paths, 0, 1, skip_bad_records=skip)
+  paths = [piece.path for piece in whole.slices]
   # All workers read all files, and any may meet a bad record.
   run.inputs.test = dataclasses.replace(source, paths=paths)
 
@@ -123,6 +141,13 @@ def _survey(run: Run) -> Survey:
       config.model_path, config_lib.input_range(config), config.probabilities
     )
     model.check(data.first_batch(), config.num_classes)
+    if cluster.is_chief:
+      images, labels, _ = data.first(_LARGEST_TRIAL)
+      checks.show(
+        checks.from_ranges(
+          model.accuracies(images, labels, data.batch_size), model.range
+        )
+      )
     classifier: Any = model
     weights = files.fingerprint(config.model_path)
   else:

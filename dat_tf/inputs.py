@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from typing import Optional
 
@@ -12,7 +13,7 @@ from absl import flags
 from dat_tf import cluster as cluster_lib
 from dat_tf import parts
 from dat_tf.attacks import interleaved
-from dat_tf.data import augment, mixture, pipeline, records, shards
+from dat_tf.data import augment, comparison, mixture, pipeline, records, shards
 from dat_tf.errors import UserError
 
 
@@ -140,6 +141,8 @@ class Inputs:
     config, cluster = self._config, self._cluster
     skip = config.skip_bad_records > 0
     paths = records.match_files(pattern)
+    if cluster.num_workers > 1 and not is_local:
+      self._check_same_files(pattern, paths)
     shard = shards.shard_files(
       paths, cluster.index, cluster.num_workers, is_local, skip
     )
@@ -155,6 +158,27 @@ class Inputs:
     steps = cluster_lib.all_workers_max(self._strategy, -(-batches // local_replicas))
     mine = [piece.path for piece in shard.slices]
     return Source(shard, mine, form, shape, stored_shape, steps)
+
+  def _check_same_files(self, pattern: str, paths: list[str]) -> None:
+    """Makes sure that all workers see the same files; a collective."""
+    text = comparison.describe(paths)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    if len(set(cluster_lib.all_workers_texts(self._strategy, fingerprint))) > 1:
+      # Only now, since of many files it is long.
+      texts = cluster_lib.all_workers_texts(self._strategy, text)
+      comparison.check_same(texts, pattern)
+
+  def warning(self) -> Optional[str]:
+    """What is doubtful about the files to train and to test on; None if nothing is."""
+    config, train, test = self._config, self.train, self.test
+    if not train or not test:
+      return None
+    return comparison.warning(
+      records.match_files(config.train_data),
+      records.match_files(config.test_data),
+      train.form,
+      test.form,
+    )
 
   def _check_pseudo_labels(self) -> None:
     config, source = self._config, self.unlabeled

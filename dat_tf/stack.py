@@ -14,6 +14,7 @@ What is here reads the versions of installed packages and does not import them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -43,6 +44,13 @@ _TENSORFLOWS = (
   "tensorflow-intel",
 )
 _LEGACY_KERAS = ("tf_keras", "tf_keras-nightly")
+# What all workers of a run must have alike, and what it is called.
+_SHARED = {
+  "dat_tf": "DAT-TF",
+  "code": "DAT-TF's code",
+  "tensorflow": "TensorFlow",
+  "keras": "Keras",
+}
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
@@ -133,9 +141,9 @@ def describe(versions: Mapping[str, str]) -> str:
 
 def to_text() -> str:
   """The versions that all workers of a run must share, for `check_same`."""
-  there = versions()
   # Another commit may differ in documents only.
-  return json.dumps({name: there[name] for name in ("dat_tf", "tensorflow", "keras")})
+  there = {**versions(), "code": _code()}
+  return json.dumps({name: there[name] for name in _SHARED})
 
 
 def check_same(texts: Sequence[str]) -> None:
@@ -144,14 +152,14 @@ def check_same(texts: Sequence[str]) -> None:
   Raises:
     UserError: a worker runs on other versions than worker 0.
   """
-  titles = {"dat_tf": "DAT-TF", "tensorflow": "TensorFlow", "keras": "Keras"}
   first, *others = map(json.loads, texts)
   for index, other in enumerate(others, start=1):
-    for name, title in titles.items():
-      if first[name] != other[name]:
+    for name, title in _SHARED.items():
+      here, there = (texts.get(name, "none") for texts in (other, first))
+      if here != there:
         raise UserError(
-          f"Worker {index} runs on {title} {other[name]}, worker 0 on {title} "
-          f"{first[name]}: install the same on all."
+          f"Worker {index} runs on {title} {here}, worker 0 on {title} {there}: "
+          "install the same on all."
         )
 
 
@@ -159,6 +167,15 @@ def _own_version() -> str:
   from dat_tf import __version__
 
   return __version__
+
+
+def _code() -> str:
+  """A hash of the package's files, whatever its version says."""
+  digest = hashlib.sha256()
+  for path in sorted(_PACKAGE.rglob("*.py")):
+    digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0")
+    digest.update(path.read_bytes() + b"\0")
+  return digest.hexdigest()[:12]
 
 
 def _commit() -> str:

@@ -67,6 +67,8 @@ def train(run: Run) -> None:
   if run.cluster.is_chief:
     config_lib.save(config)
     _warn_of_lagging_averages(run)
+    if warning := run.inputs.warning():
+      print(f"Warning: {warning}.", flush=True)
   clock = StepClock()
   dataset = run.distribute(run.inputs.training_batches(first_epoch))
   validation: dict[str, Any] = {}

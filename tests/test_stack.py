@@ -243,6 +243,24 @@ class WorkersTest(unittest.TestCase):
     with self.assertRaisesRegex(UserError, "Worker 1 runs on DAT-TF 0.0.9"):
       stack.check_same(texts)
 
+  def test_a_worker_with_another_code_of_the_same_version(self) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+      package = pathlib.Path(folder, "dat_tf")
+      package.joinpath("objectives").mkdir(parents=True)
+      module = package.joinpath("objectives", "at.py")
+      texts = []
+      with mock.patch.object(stack, "_PACKAGE", package):
+        for code in ("loss = 1", "loss = 1", "loss = 2"):
+          module.write_text(code)
+          package.joinpath("notes.txt").write_text(str(len(texts)))
+          texts.append(stack.to_text())
+        stack.check_same(texts[:2])
+        with self.assertRaisesRegex(UserError, "Worker 2 runs on DAT-TF's code .*same"):
+          stack.check_same(texts)
+        module.rename(package / "objectives" / "a.py")
+        with self.assertRaisesRegex(UserError, "Worker 1 runs on DAT-TF's code"):
+          stack.check_same([texts[2], stack.to_text()])
+
 
 class CommitTest(unittest.TestCase):
   def test_of_a_clone(self) -> None:

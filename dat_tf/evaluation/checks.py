@@ -24,6 +24,8 @@ Warnings = list[dict[str, str]]
 _FEW = 0.01
 # A second PGD from other random points breaks some images that the first did not.
 _SOME = 0.05
+# What is right with pixels in another range.
+_BY_RANGE = 0.15
 # AutoAttack's: of the examples that Square breaks after the others.
 _SQUARE = 0.002
 # AutoAttack's: of an image's logits' norm. A GPU that adds in another order stays below
@@ -82,6 +84,28 @@ def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
       "its random start. Its steps lead nowhere: the gradient is masked"
     )
   return _warnings(found)
+
+
+def from_ranges(
+  accuracies: Mapping[tuple[float, float], float], given: tuple[float, float]
+) -> Warnings:
+  """Whether a model seems to take pixels in another range than was said.
+
+  Args:
+    accuracies: by the range of pixels, `UserModel.accuracies`.
+    given: the range that was said.
+  """
+  best = max(accuracies, key=lambda pixels: accuracies[pixels])
+  if accuracies[best] <= accuracies[given] + _BY_RANGE:
+    return []
+  low, high = best
+  return _warnings(
+    {
+      "other_range": f"{accuracies[best]:.0%} of the first images are right with "
+      f"pixels in [{low:g}, {high:g}], and {accuracies[given]:.0%} in [{given[0]:g}, "
+      f"{given[1]:g}]: the model seems to take --input_range={low:g},{high:g}"
+    }
+  )
 
 
 def from_outcomes(

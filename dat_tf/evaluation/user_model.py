@@ -21,6 +21,8 @@ from dat_tf.compat import keras
 from dat_tf.errors import UserError
 from dat_tf.evaluation.robustness import finite
 
+# Of pixels, as models take them.
+_USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0))
 # How far the probabilities of all classes, in 16 bits, may be from 1 together.
 _SUM_TOLERANCE = 1e-2
 
@@ -49,7 +51,7 @@ class UserModel:
     Raises:
       UserError: it cannot be loaded, or is not of that kind.
     """
-    self._path, self._range, self._probabilities = path, input_range, probabilities
+    self._path, self.range, self._probabilities = path, input_range, probabilities
     self._flag, self._prefix = flag, flag.removesuffix("model_path")
     if not tf.io.gfile.exists(path):
       raise self._mistake("there is no such file or directory", "mend the path")
@@ -67,7 +69,7 @@ class UserModel:
 
   def __call__(self, images: tf.Tensor) -> tf.Tensor:
     """Logits, float32 [B, classes], of images [B, H, W, C] in [0, 1]."""
-    low, high = self._range
+    low, high = self.range
     pixels = low + (high - low) * _with_shaped_gradient(images)
     outputs = tf.cast(self._outputs(pixels), tf.float32)
     if not outputs.shape.is_fully_defined():
@@ -75,6 +77,35 @@ class UserModel:
     if self._probabilities:
       return tf.math.log(tf.maximum(outputs, np.finfo(np.float32).tiny))
     return outputs
+
+  def accuracies(
+    self, images: np.ndarray, labels: np.ndarray, batch_size: int
+  ) -> dict[tuple[float, float], float]:
+    """The share of images that is right, by the range to which pixels are brought.
+
+    Args:
+      images: float32 [N, H, W, C] in [0, 1].
+      labels: int [N].
+      batch_size: images in a batch.
+
+    Returns:
+      Shares for the usual ranges, and for the one that was given.
+    """
+    found = {}
+    given = self.range
+    try:
+      for pixels in dict.fromkeys((given, *_USUAL_RANGES)):
+        self.range = pixels
+        right = []
+        for start in range(0, len(images), batch_size):
+          part = images[start : start + batch_size]
+          # The batch has one size, as some models have it.
+          batch = np.resize(part, (batch_size, *part.shape[1:]))
+          right += [*self(tf.constant(batch)).numpy().argmax(axis=1)[: len(part)]]
+        found[pixels] = float(np.mean(np.array(right) == labels))
+    finally:
+      self.range = given
+    return found
 
   def check(self, images: np.ndarray, num_classes: int) -> None:
     """Tries the model on a batch of the size and shape that it will get.

@@ -18,7 +18,7 @@ from absl.testing import parameterized
 from dat_tf import files
 from dat_tf.attacks import L2, LInfinity, make_attacks
 from dat_tf.errors import UserError
-from dat_tf.evaluation import Evaluator, UserModel
+from dat_tf.evaluation import Evaluator, UserModel, checks
 
 KERAS_3 = importlib.metadata.version("keras").startswith("3.")
 SHAPE, CLASSES = (3, 4, 1), 3
@@ -65,6 +65,27 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = tempfile.mkdtemp(dir=self.get_temp_dir())
+
+  def test_a_model_for_pixels_in_another_range_is_told(self):
+    def model(low, high):
+      scale = tf.keras.layers.Rescaling(1 / (high - low), -low / (high - low))
+      center = tf.keras.layers.Lambda(lambda x: tf.clip_by_value(x, 0.0, 1.0) - 0.5)
+      made = keras_model(first=(scale, center))
+      return UserModel(self.saved(made, f"{high:g}{low:g}", save_format="tf"), given)
+
+    labels = (logits(IMAGES - 0.5)).argmax(axis=1)
+    for low, high in ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)):
+      for given in ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)):
+        user_model = model(low, high)
+        shares = user_model.accuracies(IMAGES, labels, batch_size=2)
+        self.assertEqual(shares[low, high], 1.0)
+        self.assertEqual(user_model.range, given)
+        found = checks.from_ranges(shares, given)
+        if shares[given] == 1.0:
+          self.assertEmpty(found)
+        else:
+          self.assertIn(f"--input_range={low:g},{high:g}", found[0]["message"])
+    self.assertLess(shares[0.0, 1.0], 1.0)
 
   def path(self, name="model"):
     return os.path.join(self.folder, name)
