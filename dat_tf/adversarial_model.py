@@ -335,13 +335,15 @@ class AdversarialModel(keras.Model):
     return {**logs, "robust_accuracy": robust_accuracy} if attack else logs
 
   def _unpack(self, data: Any, step: tf.Tensor) -> Batch:
+    outputs = self.classifier.outputs  # None of a subclass
+    classes = outputs[0].shape[-1] if outputs else None
     if isinstance(data, dict):
       keys = hashing.stream_keys(self._seed, data["epoch"], data["example_id"])
       weights = examples.weights_of(data["weight"], tf.shape(data["image"])[0])
       is_labeled = data.get("is_labeled", tf.ones_like(weights))
       return Batch(
         data["image"],
-        examples.class_numbers_or_rows(data["label"]),
+        examples.class_numbers_or_rows(data["label"], classes),
         weights,
         keys,
         is_labeled,
@@ -350,7 +352,7 @@ class AdversarialModel(keras.Model):
       )
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     images = examples.checked_images(images)
-    labels = examples.class_numbers_or_rows(labels)
+    labels = examples.class_numbers_or_rows(labels, classes)
     size = tf.shape(images)[0]
     weights = examples.weights_of(weights, size)
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -35,12 +35,14 @@ def checked_images(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(images, tf.float32)
 
 
-def class_numbers_or_rows(labels: tf.Tensor) -> tf.Tensor:
+def class_numbers_or_rows(labels: tf.Tensor, classes: Optional[int]) -> tf.Tensor:
   """Labels as losses take them.
 
   Args:
     labels: class numbers of any type, [B] or, as Keras' data sets have them, [B, 1]; or
-      probabilities of the classes, [B, classes].
+      probabilities of the classes, [B, classes]. Where one model was given both, Keras
+      traces its step for labels of any shape, and which they are shows when it runs.
+    classes: how many there are; None if that is not known.
 
   Returns:
     int32 or int64 [B], or float32 [B, classes].
@@ -50,6 +52,8 @@ def class_numbers_or_rows(labels: tf.Tensor) -> tf.Tensor:
     tf.errors.InvalidArgumentError: When run on class numbers that are not whole.
   """
   rank = labels.shape.rank
+  if classes and (rank is None or rank == 2 and labels.shape[1] is None):
+    return _rows(labels, classes)
   if rank == 2 and labels.shape[-1] != 1:
     return tf.cast(labels, tf.float32)
   if rank not in (1, 2):
@@ -71,6 +75,23 @@ def class_numbers_or_rows(labels: tf.Tensor) -> tf.Tensor:
     return tf.identity(whole)
 
 
+def _rows(labels: tf.Tensor, classes: int) -> tf.Tensor:
+  """Rows float32 [B, classes] of labels whose shape shows only when it runs."""
+  columns = tf.reshape(labels, [tf.shape(labels)[0], -1])
+
+  def of_numbers() -> tf.Tensor:
+    numbers = tf.cast(class_numbers_or_rows(columns[:, 0], classes), tf.int64)
+    is_right = tf.reduce_all((numbers >= 0) & (numbers < classes))
+    message = [f"Class numbers are labels in [0, {classes}); these are", numbers]
+    with tf.control_dependencies([tf.debugging.Assert(is_right, message)]):
+      return tf.one_hot(numbers, classes)
+
+  rows = tf.cond(
+    tf.shape(columns)[1] == 1, of_numbers, lambda: tf.cast(columns, tf.float32)
+  )
+  return tf.ensure_shape(rows, [None, classes])
+
+
 def weights_of(weights: Optional[tf.Tensor], size: tf.Tensor) -> tf.Tensor:
   """Weights, float32 [B]: ones if there are none; those of [B, 1] lose their axis.
 
@@ -79,6 +100,7 @@ def weights_of(weights: Optional[tf.Tensor], size: tf.Tensor) -> tf.Tensor:
   """
   if weights is None:
     return tf.ones(size)
+  # An unknown shape is seen to be right, or not, when it runs.
   if weights.shape.rank not in (None, 1) and weights.shape[1:] != [1]:
     raise UserError(
       f"The weights are of the shape {weights.shape}: give one for each image, [batch]."

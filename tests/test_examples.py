@@ -82,6 +82,20 @@ class TrainingTest(tf.test.TestCase, parameterized.TestCase):
     rows = np.eye(3)[LABELS]
     self.assert_same(fitted(rows.astype("u1")), fitted(rows.astype("f4")))
 
+  def test_labels_of_several_shapes_one_after_the_other(self):
+    # From the second on Keras traces the step for labels of any shape.
+    images = np.random.default_rng(0).random((8, 2, 2, 1), "f4")
+    classifier = network(1)
+    model = AdversarialModel(classifier, PGD(LInfinity(0.1), 0.05, 1))
+    model.compile(optimizer=tf.keras.optimizers.legacy.SGD(0.0))
+    rows = np.eye(3)[LABELS]
+    right = (classifier(images).numpy().argmax(axis=1) == LABELS).mean()
+    for labels in (LABELS, LABELS[:, None], rows, LABELS.astype("u1"), rows, LABELS):
+      given = tf.data.Dataset.from_tensors((images, labels))
+      self.assertAllClose(model.fit(given, verbose=0).history["accuracy"], [right])
+      figures = model.evaluate(given, verbose=0, return_dict=True)
+      self.assertAllClose(figures["accuracy"], right)
+
   def test_shapes_that_mean_nothing(self):
     with self.assertRaisesRegex(UserError, "labels are of the shape"):
       fitted(np.zeros((8, 3, 1), "f4"))

@@ -189,15 +189,15 @@ def batch_difference(
     images: float32 [B, H, W, C]; where all are alike, none is told from none.
 
   Returns:
-    The difference, over the norm of the logits; 0 if the same batch gives other logits
-    from one call to the next.
+    The difference, over the norm of the logits; 0 if these are not finite, or the same
+    batch gives others from one call to the next.
   """
 
   def first(batch: np.ndarray) -> np.ndarray:
     return np.asarray(classify(tf.constant(batch)))[0]
 
   as_given, with_itself = first(images), first(np.repeat(images[:1], len(images), 0))
-  if not np.array_equal(first(images), as_given):
+  if not (np.isfinite(with_itself).all() and np.array_equal(first(images), as_given)):
     return 0.0
   norm = float(np.linalg.norm(as_given)) or 1.0
   return float(np.linalg.norm(with_itself - as_given)) / norm
