@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -52,6 +53,7 @@ class Checkpoints:
     self._epochs = tf.Variable(0, dtype=tf.int64, trainable=False, name="epochs_done")
     there = {name: item for name, item in tracked.items() if item is not None}
     self._checkpoint = tf.train.Checkpoint(epochs=self._epochs, **there)
+    self._classifier: keras.Model = tracked["classifier"]
     self._directory, self._keep, self._is_chief = directory, keep, is_chief
 
   def restore(self) -> int:
@@ -65,8 +67,10 @@ class Checkpoints:
     if newest is None:
       return 0
     try:
-      status = self._checkpoint.read(newest)
-      status.assert_existing_objects_matched().expect_partial()
+      if not may_hold(newest, self._classifier):
+        raise ValueError("its weights have other shapes")
+      status = self._checkpoint.read(newest).expect_partial()
+      status.assert_existing_objects_matched()
     except (ValueError, AssertionError) as error:
       raise UserError(
         f"{newest} is of another network ({one_line(error)[:160]}): give the --model, "
@@ -163,6 +167,15 @@ def fault(path: str) -> Optional[str]:
   return None
 
 
+def may_hold(path: str, model: keras.Model) -> bool:
+  """Whether among the shapes in a checkpoint are those of all of a model's weights."""
+  stored = (tuple(shape) for _, shape in tf.train.list_variables(path))
+  return not (
+    collections.Counter(tuple(weight.shape) for weight in model.weights)
+    - collections.Counter(stored)
+  )
+
+
 def remove_leftovers(directory: str) -> None:
   """Removes what a killed run's save has left; no run may be saving there now."""
   for match in filter(None, map(_BEING_SAVED.fullmatch, files.names(directory))):
@@ -194,9 +207,14 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
     copied.assign(local_value(variable))
 
 
+def digest(variables: Sequence[tf.Variable]) -> str:
+  """A hash of the values of variables, read without a collective."""
+  found = hashlib.sha256()
+  for variable in variables:
+    found.update(local_value(variable).numpy().tobytes())
+  return found.hexdigest()[:16]
+
+
 def fingerprint(classifier: keras.Model) -> str:
   """A hash of a plain model's weights."""
-  digest = hashlib.sha256()
-  for weight in classifier.get_weights():
-    digest.update(weight.tobytes())
-  return digest.hexdigest()[:16]
+  return digest(classifier.weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import os
 
 import tensorflow as tf
@@ -41,10 +40,7 @@ def source_model(
         "which says what network they are of: put it back, or give an export."
       )
     model = models.make_model(settings.model, image_shape, settings.num_classes)
-    stored = collections.Counter(
-      tuple(shape) for _, shape in tf.train.list_variables(newest)
-    )
-    if collections.Counter(tuple(w.shape) for w in model.weights) - stored:
+    if not checkpointing.may_hold(newest, model):
       raise UserError(
         f"--initialize_from={initialize_from} has the weights of another network than "
         f"{settings.model} for images of shape {tuple(image_shape)}: bring the images "

@@ -11,10 +11,12 @@ from typing import Any
 import tensorflow as tf
 
 from dat_tf import checkpointing, hashing, initialization, stack
+from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.communication import MeanAllReduce
 from dat_tf.compat import keras
 from dat_tf.config import methods
+from dat_tf.errors import UserError
 from dat_tf.models import batch_norm, transfer
 from dat_tf.monitoring import (
   Attacked,
@@ -145,8 +147,27 @@ def _save(run: Run, epoch: int, logs: Any) -> None:
   weights = run.model.classifier.trainable_variables
   if not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in weights):
     raise run.diverged(f"The weights are not finite after epoch {epoch + 1}")
+  check_same_weights(run, epoch + 1)
   run.check_claim()
   run.checkpoints.save(epoch + 1)
+
+
+def check_same_weights(run: Run, epochs: int) -> None:
+  """Makes sure that all workers have the same weights, bit for bit; a collective.
+
+  Raises:
+    UserError: a worker has others, by a callback or a fault of its machine. Figures
+      would not show it, since they are means over all workers.
+  """
+  digest = checkpointing.digest(run.model.classifier.trainable_variables)
+  digests = cluster_lib.all_workers_texts(run.strategy, digest)
+  odd = [worker for worker, other in enumerate(digests) if other != digests[0]]
+  if odd:
+    raise UserError(
+      f"After epoch {epochs} worker {odd[0]} has other weights than worker 0: a "
+      "callback or a fault of that machine changed them. Start all again without it; "
+      "they go on from the newest checkpoint."
+    )
 
 
 def watchers(run: Run) -> list[keras.callbacks.Callback]:

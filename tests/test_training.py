@@ -1,4 +1,4 @@
-"""What training says before its first step."""
+"""What training says before its first step, and checks after each epoch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from absl.testing import parameterized
 
 from dat_tf import config as config_lib
 from dat_tf import training
+from dat_tf.cluster import Cluster, communication_options, make_strategy
 from dat_tf.compat import keras
+from dat_tf.errors import UserError
 from dat_tf.models.registry import make_model
+from workers import run_workers
 
 
 def said(classifier, **values):
@@ -52,6 +55,38 @@ class LaggingAveragesTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(said(self.network(0.9)), "")
     self.assertEqual(said(make_model("small_cnn", (8, 8, 1), 10)), "")
     self.assertEqual(said(make_model("plain_cnn", (8, 8, 1), 10)), "")
+
+
+def _change_one_weight():
+  """What is said while all weights are the same, and once one worker's are not."""
+  cluster = Cluster.from_environment()
+  strategy = make_strategy(cluster, communication_options("auto", 0, 0))
+  with strategy.scope():
+    layers = tf.keras.layers
+    classifier = tf.keras.Sequential(
+      [tf.keras.Input((4,)), layers.Dense(3), layers.BatchNormalization()]
+    )
+  model = types.SimpleNamespace(classifier=classifier)
+  run = types.SimpleNamespace(model=model, strategy=strategy)
+  for variable in classifier.trainable_variables:
+    variable.assign(tf.fill(variable.shape, 0.25))
+  training.check_same_weights(run, 1)
+  if cluster.index == cluster.num_workers - 1:
+    kernel = classifier.trainable_variables[0]
+    kernel.assign(kernel.read_value() * tf.constant([[1.0, 1.0, 1.0000001]]))
+  try:
+    training.check_same_weights(run, 2)
+  except UserError as error:
+    return str(error)
+  return None
+
+
+class SameWeightsTest(tf.test.TestCase):
+  def test_a_worker_with_other_weights_is_told_on_all(self):
+    for number in (2, 3):
+      for said in run_workers(_change_one_weight, number):
+        self.assertStartsWith(said, f"After epoch 2 worker {number - 1} has other")
+    self.assertEqual(run_workers(_change_one_weight, 1), [None])
 
 
 if __name__ == "__main__":
