@@ -106,12 +106,17 @@ def present(directory: str) -> list[int]:
   return sorted({int(match[1]) for match in matches if match}, reverse=True)
 
 
-def newest_whole(directory: str, warn: bool = True) -> Optional[str]:
+def newest_whole(
+  directory: str,
+  warn: bool = True,
+  remedy: str = "choose another --model_dir, or clear this one with --overwrite",
+) -> Optional[str]:
   """The newest checkpoint that can be restored; None if nothing was ever saved.
 
   Args:
     directory: of checkpoints.
     warn: whether to print a line for each damaged one that is passed over.
+    remedy: what to do, if the files cannot be put back, where none is whole.
 
   Returns:
     Its path, without the endings of its files.
@@ -132,8 +137,7 @@ def newest_whole(directory: str, warn: bool = True) -> Optional[str]:
     faults = [f"{directory}/{_LIST} is there, but no checkpoint"]
   if faults:
     raise UserError(
-      f"{faults[0]}, and no other checkpoint is there to go on from: put the files "
-      "back, choose another --model_dir, or clear this one with --overwrite."
+      f"{faults[0]}, and no other checkpoint is whole: put the files back, {remedy}."
     )
   return None
 

@@ -31,7 +31,9 @@ def source_model(
   checkpoints = os.path.join(initialize_from, "checkpoints")
   export = os.path.join(initialize_from, "export")
   is_run = tf.io.gfile.exists(export)
-  newest = None if is_run else checkpointing.newest_whole(checkpoints)
+  newest = None
+  if not is_run:
+    newest = checkpointing.newest_whole(checkpoints, remedy="or give an exported model")
   if newest:
     settings = config_lib.load(initialize_from)
     if settings is None:

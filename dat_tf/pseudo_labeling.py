@@ -172,7 +172,10 @@ def targets(paths: Sequence[str], directory: str) -> list[str]:
       "one directory at a time, into a --pseudo_label_dir of its own."
     )
   for target, path in named.items():
-    if os.path.normpath(target) == os.path.normpath(path):
+    spellings = {os.path.normpath(each) for each in (target, path)}
+    if "://" not in target:  # links, and relative paths beside absolute ones
+      spellings = {os.path.realpath(each) for each in (target, path)}
+    if len(spellings) == 1:
       raise UserError(
         f"--pseudo_label_dir={directory} is where --unlabeled_data is: choose another."
       )

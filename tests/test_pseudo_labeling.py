@@ -180,6 +180,12 @@ class DirectoryTest(tf.test.TestCase):
       pseudo_labeling.targets(["a/u-0", "b/u-0"], self.folder)
     with self.assertRaisesRegex(UserError, "--pseudo_label_dir=a/ is where"):
       pseudo_labeling.targets(["a/u-0"], "a/")
+    os.makedirs(self.folder)
+    link = f"{self.folder}-link"
+    os.symlink(self.folder, link)
+    for other in (link, os.path.relpath(self.folder), f"{self.folder}/../labels"):
+      with self.assertRaisesRegex(UserError, "is where --unlabeled_data is"):
+        pseudo_labeling.targets([f"{self.folder}/u-0"], other)
 
   def test_one_directory_holds_labels_of_one_kind(self):
     pseudo_labeling.begin(self.folder, {"weights": "w", "threshold": 0.5}, True)

@@ -47,7 +47,7 @@ class StoredImage:
     image = tf.reshape(tf.io.decode_raw(self.data, tf.uint8), self.shape)
     if self.channels != 3:
       return image
-    return tf.broadcast_to(image, tf.concat([self.shape[:2], [3]], axis=0))
+    return tf.repeat(image, tf.where(self.shape[2] == 1, 3, 1), axis=2)
 
   @property
   def _converted(self) -> int:
@@ -293,7 +293,8 @@ def has_labels(
   try:
     for serialized in itertools.islice(_records(path, skip_bad_records), number):
       feature = tf.train.Example.FromString(serialized).features.feature[name]
-      if any(feature.float_list.value) or feature.int64_list.value:
+      known = (label >= form.first_label for label in feature.int64_list.value)
+      if any(feature.float_list.value) or any(known):
         return True
   except (tf.errors.DataLossError, DecodeError):
     return True

@@ -189,14 +189,12 @@ class StoredImageTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(stored.size().dtype, tf.int32)
     self.assertAllEqual(stored.size(), [40, 60])
 
-  @parameterized.parameters(
-    ("L", 1), ("L", 3), ("RGB", 1), ("RGB", 3), ("CMYK", 3)
-  )  # TensorFlow makes no grey of CMYK.
-  def test_jpegs_take_the_wanted_channels(self, mode, channels):
+  @parameterized.parameters(("L", 1), ("L", 3), ("RGB", 1), ("RGB", 3), ("CMYK", 3))
+  def test_jpegs_become_rgb_or_stay_what_they_are(self, mode, channels):
     image = PIL.Image.fromarray(smooth_image()).convert(mode)
     stored = self.stored(image, "jpeg", channels)
-    expected = image.convert("L" if channels == 1 else "RGB")
-    expected = np.asarray(expected).reshape(40, 60, channels).astype(int)
+    expected = image if channels == 1 else image.convert("RGB")
+    expected = np.asarray(expected).reshape(40, 60, -1).astype(int)
     for found in (
       stored.decode(),
       stored.decode_window(tf.constant([0, 0, 40, 60])),
@@ -247,6 +245,14 @@ class FilesTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(records.has_labels(self.path("a"), form), expected)
     few = records.has_labels(self.path("a"), form, number=1)
     self.assertFalse(few)
+
+  def test_labels_that_say_none(self):
+    for form, none in ((records.DAT, -1), (records.IMAGENET, 0)):
+      bare = dataclasses.replace(form, needs_label=False)
+      path = write(self.path("a"), [record_of(form, none)] * 3)
+      self.assertFalse(records.has_labels(path, bare))
+      write(path, [record_of(form, none), record_of(form, none + 1)])
+      self.assertTrue(records.has_labels(path, bare))
 
   def test_a_damaged_record_is_for_training_to_tell_of(self):
     form = dataclasses.replace(records.DAT, needs_label=False)
@@ -322,9 +328,13 @@ class ExplainTest(tf.test.TestCase, parameterized.TestCase):
     common = [self.good, self.bad], records.DAT
     self.assertIsNone(records.explain_data_error(*common, (None, None, 3), 10))
     os.remove(self.bad)
+    # Grey ones become RGB.
     self.explain(bare_pixels(1, gradient_image(7, 9, 1)))
+    self.assertIsNone(records.explain_data_error(*common, (None, None, 3), 10))
+    os.remove(self.bad)
+    self.explain(bare_pixels(1, gradient_image(7, 9, 2)))
     message = records.explain_data_error(*common, (None, None, 3), 10)
-    self.assert_names_it(message, "(7, 9, 1)", "(None, None, 3)")
+    self.assert_names_it(message, "(7, 9, 2)", "(None, None, 3)")
 
   def test_soft_label_that_is_no_distribution(self):
     form = dataclasses.replace(records.DAT, needs_label=False, soft_classes=3)
