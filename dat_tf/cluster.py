@@ -174,7 +174,11 @@ def all_workers_texts(strategy: tf.distribute.Strategy, text: str) -> list[str]:
   import tensorflow as tf
 
   encoded = text.encode()
-  length = all_workers_max(strategy, len(encoded))
+  longest = all_workers_max(strategy, len(encoded))
+  # Of few lengths: each has a graph of its own.
+  length = 1024
+  while length < longest:
+    length *= 16
   gathered = _gather(strategy)(tf.constant([*encoded.ljust(length)], tf.int64))
   # Replicas of one worker all have its text.
   replicas = gathered.numpy().reshape(strategy.num_replicas_in_sync, length)
