@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
@@ -27,11 +28,39 @@ def exit_on_user_error(
     try:
       return main(argv)
     except UserError as error:
-      message = " ".join(str(error).split())
-      print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-      return 2
+      mistake = error
+    except Exception as error:
+      scheme = re.search(r"File system scheme '([\w+.-]+)' not implemented", str(error))
+      if not scheme:
+        raise
+      mistake = UserError(
+        f"TensorFlow has no file system {scheme[1]}:// here: copy or mount the files, "
+        "or give gs://. (The package tensorflow-io adds s3:// to programs that import "
+        "it.)"
+      )
+    program = os.path.basename(sys.argv[0])
+    print(f"{program}: {shown(mistake)}", file=sys.stderr, flush=True)
+    return 2
 
   return wrapped
+
+
+def is_text(word: str) -> bool:
+  """Whether all characters are of UTF-8, and neither controls nor line ends."""
+  kinds = {unicodedata.category(character) for character in word}
+  return not kinds & {"Cc", "Cs", "Zl", "Zp"}
+
+
+def shown(error: UserError) -> str:
+  """The message as a terminal may show it: one line of at most some 600 characters.
+
+  A name or value that is quoted in it may be of any length, and hold what a terminal
+  takes for commands.
+  """
+  line = " ".join(str(error).split())
+  line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+  # Its begin says what is wrong, its end what to do.
+  return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
 
 
 def one_line(error: Any) -> str:

@@ -108,13 +108,23 @@ def names(directory: str) -> list[str]:
 
 
 def read_text(path: str) -> Optional[str]:
-  """What the file holds, as UTF-8; None if there is none."""
+  """What the file holds, as UTF-8; None if there is none.
+
+  Raises:
+    UserError: it is not UTF-8.
+  """
   import tensorflow as tf
 
   if not tf.io.gfile.exists(path):
     return None
-  with tf.io.gfile.GFile(path) as file:
-    return file.read()
+  with tf.io.gfile.GFile(path, "rb") as file:
+    content = file.read()
+  try:
+    return content.decode()
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"{path} is not UTF-8 (byte {error.start}): remove it, or copy it again."
+    ) from None
 
 
 def write_text(path: str, text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Callable, Optional
 
 from absl import app, flags
 
+from dat_tf import flagfiles
 from dat_tf.compat import NOISE
 from dat_tf.errors import UserError, exit_on_user_error
 
@@ -58,7 +59,7 @@ def run_script(main: Callable[[Sequence[str]], Optional[int]]) -> None:
   def parse_and_run(argv: Sequence[str]) -> Optional[int]:
     app.define_help_flags()
     try:
-      arguments = flags.FLAGS(argv)
+      arguments = flags.FLAGS([argv[0], *flagfiles.arguments(argv[1:])])
     except flags.Error as error:
       raise UserError(str(error)) from None
     try:

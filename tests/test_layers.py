@@ -18,7 +18,7 @@ LAYERS = (
   ("errors",),
   ("stack",),
   ("__init__", "compat"),
-  ("agreement", "examples", "files", "hashing", "startup", "watchdog"),
+  ("agreement", "examples", "files", "flagfiles", "hashing", "startup", "watchdog"),
   ("locking",),
   ("config", "cluster", "models", "optimizers", "checkpointing", "exporting"),
   ("communication",),
@@ -44,6 +44,7 @@ LIGHT = (
   "dat_tf.compat",
   "dat_tf.config",
   "dat_tf.errors",
+  "dat_tf.flagfiles",
   "dat_tf.launch",
 )
 

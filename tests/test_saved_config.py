@@ -50,6 +50,13 @@ MAY_CHANGE = {
 
 
 class SavedTest(ConfigCase):
+  def test_what_no_run_writes(self):
+    for line in ("--flagfile=/dev/zero", "--flagfile /dev/zero", "some words", "-x"):
+      self.model_dir.mkdir(exist_ok=True)
+      (self.model_dir / "config.flags").write_text(f"--epsilon=0.1\n{line}\n")
+      with self.assertRaisesRegex(UserError, "config.flags cannot be read"):
+        config_lib.load(str(self.model_dir))
+
   def save(self, **values):
     config = parse(**{**values, "model_dir": self.model_dir})
     config_lib.save(config)

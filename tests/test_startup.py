@@ -118,7 +118,7 @@ class ScriptTest(unittest.TestCase):
       from absl import flags
       from dat_tf.errors import UserError
       from dat_tf.startup import quiet, run_script
-      ends = ["none", "code", "user", "bug", "key"]
+      ends = ["none", "code", "user", "bug", "key", "s3"]
       end = flags.DEFINE_enum("end", "none", ends, "How.")
       number = flags.DEFINE_integer("number", None, "At least 1.", lower_bound=1,
                                     required=True)
@@ -129,6 +129,8 @@ class ScriptTest(unittest.TestCase):
             raise UserError("The file\\n  is empty: fill it.")
           if end.value == "bug":
             raise RuntimeError("a defect")
+          if end.value == "s3":
+            raise ValueError("File system scheme 's3' not implemented (file: 's3://a')")
           if end.value == "key":
             raise KeyboardInterrupt
         print(argv[1:], number.value)
@@ -159,6 +161,21 @@ class ScriptTest(unittest.TestCase):
     self.assertEqual(done.returncode, 2)
     lines = done.stderr.splitlines()
     self.assertEqual(lines, ["printed", "script.py: The file is empty: fill it."])
+
+  def test_a_file_system_that_is_not_there(self):
+    done = self.run_script("--number=4", "--end=s3")
+    self.assertEqual(done.returncode, 2)
+    self.assertEqual(len(done.stderr.splitlines()), 2)
+    self.assertRegex(done.stderr, "no file system s3:// here: .* gs://.*tensorflow-io")
+
+  def test_flagfiles_are_read_as_those_of_run_dat(self):
+    with tempfile.NamedTemporaryFile("w", suffix=".flags") as file:
+      file.write("--number=3 # three\n")
+      file.flush()
+      for words in (["--flagfile", file.name], [f"-flagfile={file.name}"]):
+        done = self.run_script("--number=4", *words)
+        self.assertEqual(done.stdout, "[] 4\n", done.stderr)
+      self.assertEqual(self.run_script("--flagfile", file.name).stdout, "[] 3\n")
 
   def test_wrong_flags_are_one_line_and_code_2(self):
     for arguments, word in (

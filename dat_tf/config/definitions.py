@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fractions
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -42,8 +41,12 @@ class _NumberParser(flags.ArgumentParser):
     return "number"
 
   def parse(self, argument: Any) -> float:
+    text = str(argument).replace(" ", "")
+    numerator, slash, denominator = text.partition("/")
     try:
-      value = float(fractions.Fraction(str(argument).replace(" ", "")))
+      if not text.isascii():
+        raise ValueError
+      value = float(numerator) / (float(denominator) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
       raise ValueError(f"{argument!r} is not {self.syntactic_help}") from None
     if not (self._above < value < self._below and self._lower <= value <= self._upper):
@@ -80,7 +83,9 @@ class _Room:
       return functools.partial(define, module_name=f"dat_tf.{name}", flag_values=values)
 
     self.number = bind(_define_number)
-    self.integer = bind(flags.DEFINE_integer)
+    # TensorFlow counts in 32 bits at some places, and in 64 at the others.
+    integer = functools.partial(flags.DEFINE_integer, upper_bound=2**31 - 1)
+    self.integer = bind(integer)
     self.choice = bind(flags.DEFINE_enum)
     self.text = bind(flags.DEFINE_string)
     self.texts = bind(flags.DEFINE_list)
@@ -100,7 +105,7 @@ def define_flags(values: flags.FlagValues) -> None:
   run.integer("epochs", 10, "Passes over the training data.", lower_bound=1)
   run.integer(
       "seed", 0, "Of weights, shuffling, augmentation and random starts.",
-      lower_bound=0, upper_bound=2**31 - 1)
+      lower_bound=0)
   run.integer(
       "evaluate_every", 0,
       "Epochs between evaluations while training, on validation_data or, without them, "

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from absl import flags
 
-from dat_tf import files, stack
+from dat_tf import files, flagfiles, stack
 from dat_tf.config import methods
 from dat_tf.config.definitions import EXPORT_FORMATS, define_flags
 from dat_tf.errors import UserError
@@ -40,8 +40,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
 
   Args:
     argv: the program's name and its arguments, as in sys.argv. What stands there beats
-      what stands in the flagfiles, wherever --flagfile=... is. `--help` prints all
-      flags, `--version` the versions of the software; both end the program.
+      what stands in the flagfiles (`flagfiles.arguments`). `--help` prints all flags,
+      `--version` the versions of the software; both end the program.
 
   Returns:
     An object with an attribute for each flag.
@@ -59,8 +59,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     print(stack.describe(stack.versions()))
     raise SystemExit(0)
   try:
-    flagfiles_first = sorted(argv[1:], key=lambda w: not w.startswith("--flagfile="))
-    words = values([argv[0], *flagfiles_first])[1:]
+    words = values([argv[0], *flagfiles.arguments(argv[1:])])[1:]
   except flags.Error as error:
     raise UserError(str(error).removeprefix("ERROR:: ")) from None
   if words:
@@ -324,9 +323,9 @@ def save(config: Any) -> None:
   """
   # A flagfile that is used again is not to clear the directory again.
   names = sorted(_names(config) - {"overwrite"})
-  lines = [config[name].serialize() for name in names]
+  written = [config[name].serialize() for name in names]
   # A flag without a value has no line.
-  text = "".join(f"{line}\n" for line in lines if line)
+  text = "".join(f"{flagfiles.to_line(flag)}\n" for flag in written if flag)
   with files.explained_writing(f"--model_dir={config.model_dir}"):
     files.write_text(_path(config.model_dir), text)
 
@@ -344,13 +343,13 @@ def load(model_dir: str) -> Optional[flags.FlagValues]:
     text = files.read_text(path)
     if text is None:
       return None
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    lines = flagfiles.flags_alone(text)
     if not lines:
       raise ValueError("it is empty")
     rest = values(["", *lines])[1:]
     if rest:
       raise ValueError(f"{rest[0][:60]!r} is no flag")
-  except (flags.Error, ValueError) as error:  # which UnicodeDecodeError is one of
+  except (flags.Error, UserError, ValueError) as error:
     raise UserError(
       f"{path} cannot be read ({error}): mend it or choose another --model_dir."
     ) from None
