@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import atexit
 import functools
+import ipaddress
 import json
 import os
 import re
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
-from dat_tf import compat
+from dat_tf import compat, peers
 from dat_tf.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 
 # Seconds after which a silent worker is taken for dead. A worker that ends is noticed
 # at once, by its connections.
-_SILENCE = 60
+SILENCE = 60
 
-_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
+_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|[\w.-]+):([0-9]{1,5})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Cluster:
       return cls()
     try:
       config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise UserError(
         f"TF_CONFIG is not JSON ({error}): {text[:60]!r}. Unset it for one worker, "
         "or quote it so that the shell leaves its braces and quotation marks alone."
@@ -80,21 +81,27 @@ class Cluster:
     addresses = (*chiefs, *workers)
     others = jobs.keys() - {"chief", "worker"}
     if others:
-      raise _mistake(f"cluster has a job {min(others)!r}", "list workers and a chief")
+      raise _mistake(
+        f"cluster has a job {_cut(min(others))}", "list workers and a chief"
+      )
     if len(chiefs) > 1:
       raise _mistake(f"cluster has {len(chiefs)} chiefs", "make all but one workers")
     if len(set(addresses)) < len(addresses):
       twice = next(a for a in addresses if addresses.count(a) > 1)
-      raise _mistake(f"cluster lists {twice!r} twice", "give each task its own port")
+      raise _mistake(
+        f"cluster lists {_cut(twice)} twice", "give each task its own port"
+      )
     job, index = task.get("type"), task.get("index")
     if job not in ("chief", "worker"):
-      raise _mistake(f"task has the type {job!r}", "set it to 'worker' or 'chief'")
+      raise _mistake(f"task has the type {_cut(job)}", "set it to 'worker' or 'chief'")
     tasks = chiefs if job == "chief" else workers
     if not tasks:
       raise _mistake(f"cluster has no job {job!r}, the task's type", "list it")
+    if isinstance(index, str) and re.fullmatch("[0-9]{1,9}", index):
+      index = int(index)  # as Kubernetes' operators may write it
     if type(index) is not int or not 0 <= index < len(tasks):
       raise _mistake(
-        f"task has the index {index!r}, outside the cluster's {job!r} job",
+        f"task has the index {_cut(index)}, outside the cluster's {job!r} job",
         f"set a whole number from 0 to {len(tasks) - 1}",
       )
     return cls(addresses, index if job == "chief" else len(chiefs) + index)
@@ -125,16 +132,27 @@ def communication_options(
 
 
 def make_strategy(
-  cluster: Cluster, options: tf.distribute.experimental.CommunicationOptions
+  cluster: Cluster,
+  options: tf.distribute.experimental.CommunicationOptions,
+  start_timeout: float = 3600.0,
 ) -> tf.distribute.MultiWorkerMirroredStrategy:
   """The strategy that joins all workers, each with all its GPUs, or else its CPU.
 
   It must be the program's first use of TensorFlow's devices, from the main thread. With
   several workers it returns when all of them have called it.
+
+  Args:
+    cluster: all workers, and which of them this is.
+    options: how their collectives travel.
+    start_timeout: seconds to wait for the others.
+
+  Raises:
+    UserError: as by `peers.meet`.
   """
   import tensorflow as tf
 
   several = cluster.num_workers > 1
+  peers.bypass_proxies()
   resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
     tf.train.ClusterSpec({"worker": cluster.addresses} if several else {}),
     task_type="worker" if several else None,
@@ -143,8 +161,15 @@ def make_strategy(
     rpc_layer="grpc",
   )
   if several:
-    compat.bear_silence(cluster.num_workers, _SILENCE)
-  strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    compat.bear_silence(cluster.num_workers, SILENCE)
+    peers.meet(cluster.addresses, cluster.index, start_timeout)
+  try:
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+  except tf.errors.OpError as error:
+    if "Could not start gRPC server" not in str(error):
+      raise
+    address = cluster.addresses[cluster.index]
+    raise peers.own_port_is_taken(address, cluster.index, "in use") from None
   # TensorFlow has now set its own handler for SIGTERM, which only takes note of it: a
   # worker could not be asked to end.
   signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
@@ -223,9 +248,23 @@ def _addresses(jobs: dict[str, Any], job: str) -> tuple[str, ...]:
     raise _mistake(f"cluster has a job {job!r} that is no list", "list its host:port")
   for address in addresses:
     match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if not match or not 0 < int(match[1]) < 2**16:
-      raise _mistake(f"cluster lists {address!r} as a {job}", "write it as 'host:port'")
+    if not match or not 0 < int(match[2]) < 2**16 or not _is_host(match[1]):
+      raise _mistake(
+        f"cluster lists {_cut(address)} as a {job}", "write it as 'host:port'"
+      )
   return tuple(addresses)
+
+
+def _is_host(ipv6: Optional[str]) -> bool:
+  try:
+    return ipv6 is None or bool(ipaddress.IPv6Address(ipv6))
+  except ValueError:
+    return False
+
+
+def _cut(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _mistake(what: str, remedy: str) -> UserError:

@@ -14,6 +14,7 @@ from dat_tf import (
   exporting,
   files,
   parts,
+  peers,
   pseudo_labeling,
   reporting,
   training,
@@ -54,14 +55,11 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
     this = Run(config, cluster)
     with this.claimed():
       _do(this)
-  except _LOST_WORKER:
+  except _LOST_WORKER as error:
     if cluster.num_workers == 1:
       raise
     # This worker is not the cause; exit code 1.
-    raise SystemExit(
-      f"Worker {cluster.index} ends because another one did: see what that one printed "
-      "and start all again; they go on from the newest checkpoint."
-    ) from None
+    raise SystemExit(peers.farewell(error, cluster.addresses, cluster.index)) from None
   except (OSError, tf.errors.OpError) as error:
     if not files.is_refused_writing(error, config.model_dir):
       raise
@@ -91,6 +89,7 @@ def _do(this: Run) -> None:
       print(f"{config.model_dir}/export: the classifier, written anew.", flush=True)
     if config.export_formats:
       this.export_formats()
+  this.lookout.stop()
   this.wait_for_all()
 
 

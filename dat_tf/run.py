@@ -26,6 +26,7 @@ from dat_tf.inputs import Inputs
 from dat_tf.locking import Lock
 from dat_tf.models import bounds, make_model, transfer
 from dat_tf.monitoring import update_results
+from dat_tf.peers import Lookout
 from dat_tf.watchdog import Watchdog
 
 # Images that are attacked or labelled together, at most.
@@ -44,6 +45,7 @@ class Run:
     plain: a copy of its classifier that one worker alone can run.
     checkpoints: of the model; there, as `early_stopping`, while it is `claimed`.
     early_stopping: None if it was not asked for.
+    lookout: after the other workers; to be stopped before they may end.
     watchdog: to be a callback of whatever runs steps.
   """
 
@@ -60,7 +62,10 @@ class Run:
       config.bytes_per_pack,
       timeout_seconds=0,  # see Watchdog
     )
-    self.strategy = cluster_lib.make_strategy(cluster, self._options)
+    self.strategy = cluster_lib.make_strategy(
+      cluster, self._options, config.start_timeout
+    )
+    self.lookout = Lookout(cluster.addresses, cluster.index, cluster_lib.SILENCE)
     self._replicas = self.strategy.num_replicas_in_sync
     self.watchdog = Watchdog(config.collective_timeout, cluster.index)
     for text, check in (

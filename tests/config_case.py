@@ -115,6 +115,7 @@ OTHER = {
   "full_precision_names": "logits|hidden/.*",
   "bytes_per_pack": "1048576",
   "collective_timeout": "30",
+  "start_timeout": "60",
   "runs": "runs/a,runs/b",
   "profile_steps": "10,20",
 }

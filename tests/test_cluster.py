@@ -45,6 +45,10 @@ class FromEnvironmentTest(unittest.TestCase):
       self.assertEqual((cluster.num_workers, cluster.index), (3, index))
       self.assertEqual(cluster.is_chief, index == 0)
 
+  def test_an_index_may_be_a_string(self):
+    cluster = Cluster.from_environment(_environ({"worker": WORKERS}, index="2"))
+    self.assertEqual(cluster, Cluster(tuple(WORKERS), 2))
+
   def test_a_chief_is_worker_0(self):
     jobs = {"worker": ["b:1", "c:1"], "chief": ["a:1"]}
     indices = [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)]
@@ -76,7 +80,15 @@ ONE = {"worker": ["a:1"]}
     (_environ({"worker": ["a:1"], "ps": ["b:1"]}), "job 'ps'"),
     (_environ(ONE, index=1), "index 1"),
     (_environ(ONE, index=-1), "index -1"),
-    (_environ(ONE, index="0"), "index '0'"),
+    (_environ(ONE, index="1"), "index 1"),
+    (_environ(ONE, index="٠"), "index '٠'"),
+    (_environ(ONE, index="9" * 9999), "index '999"),
+    (_environ(ONE, "w" * 9999), "type 'www"),
+    ('{"cluster": ' + "[" * 100_000, "is not JSON"),
+    (_environ({"worker": ["a:٢٢"]}), "'a:٢٢'"),
+    (_environ({"worker": ["[:::::]:22"]}), "'[:::::]:22'"),
+    (_environ({"worker": ["a" * 9999]}), "'aaa"),
+    (_environ({"worker": ["a:1"], "p" * 9999: []}), "job 'ppp"),
     (_environ(ONE, index=True), "index True"),
     (_environ(ONE, index=0.0), "index 0.0"),
     (_environ(ONE, index=None), "index None"),

@@ -18,7 +18,16 @@ LAYERS = (
   ("errors",),
   ("stack",),
   ("__init__", "compat"),
-  ("agreement", "examples", "files", "flagfiles", "hashing", "startup", "watchdog"),
+  (
+    "agreement",
+    "examples",
+    "files",
+    "flagfiles",
+    "hashing",
+    "peers",
+    "startup",
+    "watchdog",
+  ),
   ("locking",),
   ("config", "cluster", "models", "optimizers", "checkpointing", "exporting"),
   ("communication",),
@@ -46,6 +55,7 @@ LIGHT = (
   "dat_tf.errors",
   "dat_tf.flagfiles",
   "dat_tf.launch",
+  "dat_tf.peers",
 )
 
 

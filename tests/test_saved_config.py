@@ -37,6 +37,7 @@ MAY_CHANGE = {
   "export_formats",
   "bytes_per_pack",
   "collective_timeout",
+  "start_timeout",
   "skip_bad_records",
   "data_service",
   "pseudo_label_dir",

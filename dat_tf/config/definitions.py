@@ -440,6 +440,9 @@ def define_flags(values: flags.FlagValues) -> None:
   communication.number(
       "collective_timeout", 600.0,
       "Seconds after which a step that waits for other workers ends the run.", above=0)
+  communication.number(
+      "start_timeout", 3600.0,
+      "Seconds that a worker waits at the start until all others answer.", above=0)
 
   reporting = _Room("reporting", values)
   reporting.texts(

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dat_tf import compat
+from dat_tf import compat, peers
 from dat_tf.errors import UserError, exit_on_user_error
 from dat_tf.startup import quiet
 
@@ -69,6 +69,7 @@ def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
     UserError: It does not answer.
   """
   check_reachable(address)
+  peers.bypass_proxies()
   # Pixels hardly compress, but a network may be slower than trying.
   local = address.rpartition(":")[0] in _LOOPBACK
   return dataset.apply(
@@ -117,6 +118,7 @@ def main(argv: Sequence[str]) -> NoReturn:
   ended = threading.Event()
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: ended.set())
+  peers.bypass_proxies()
   servers: list[Any] = []
   address = options.dispatcher
   if address is None:
