@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Optional
 
-from dat_tf import compat, peers
+from dat_tf import compat, fence, peers
 from dat_tf.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ class Cluster:
   @property
   def num_workers(self) -> int:
     return max(1, len(self.addresses))
+
+  @property
+  def port(self) -> int:
+    """At which TensorFlow's server of this worker listens; 0 without TF_CONFIG."""
+    address = self.addresses[self.index] if self.addresses else ":0"
+    return int(address.rpartition(":")[2])
 
   @property
   def is_chief(self) -> bool:
@@ -170,6 +176,11 @@ def make_strategy(
       raise
     address = cluster.addresses[cluster.index]
     raise peers.own_port_is_taken(address, cluster.index, "in use") from None
+  # TensorFlow's server listens to the network, whatever address it was given.
+  if several and all(
+    fence.is_loopback(each.rpartition(":")[0]) for each in cluster.addresses
+  ):
+    fence.only_from_this_host(cluster.port)
   # TensorFlow has now set its own handler for SIGTERM, which only takes note of it: a
   # worker could not be asked to end.
   signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))

@@ -21,6 +21,7 @@ LAYERS = (
   (
     "agreement",
     "examples",
+    "fence",
     "files",
     "flagfiles",
     "hashing",

@@ -11,7 +11,9 @@ may join at any time; training waits in vain for one that leaves within an epoch
 has to be started again.
 
 The machines must find the data under the same paths and run the same TensorFlow. The
-service asks nobody who he is: run it in a network that you trust.
+service asks nobody who he is, and its servers listen at all addresses of their machine:
+with --host=... run it in a network that you trust. Without --host, on Linux, nothing
+but this machine reaches them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dat_tf import compat, peers
+from dat_tf import compat, fence, peers
 from dat_tf.errors import UserError, exit_on_user_error
 from dat_tf.startup import quiet
 
@@ -34,7 +36,6 @@ with quiet():
 
 _service = tf.data.experimental.service
 _ANSWER_SECONDS = 5.0
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 def check_reachable(address: str) -> None:
@@ -71,7 +72,7 @@ def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
   check_reachable(address)
   peers.bypass_proxies()
   # Pixels hardly compress, but a network may be slower than trying.
-  local = address.rpartition(":")[0] in _LOOPBACK
+  local = fence.is_loopback(address.rpartition(":")[0])
   return dataset.apply(
     _service.distribute(
       _service.ShardingPolicy.DYNAMIC,
@@ -126,6 +127,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     servers.append(_service.DispatchServer(_service.DispatcherConfig(options.port)))
     port = servers[0].target.rpartition(":")[2]
     address = f"localhost:{port}"
+    _fence(options.host, port)
     print(f"dispatcher at {options.host}:{port}", flush=True)
   check_reachable(address)
   for index in range(options.num_workers):
@@ -136,10 +138,17 @@ def main(argv: Sequence[str]) -> NoReturn:
     )
     servers.append(worker)
     port = compat.port(worker)
+    _fence(options.host, port)
     print(f"worker {index} at {options.host}:{port}", flush=True)
   ended.wait()
   # They keep nothing, and to stop them waits for their clients, at times for long.
   os._exit(0)
+
+
+def _fence(host: str, port: Any) -> None:
+  # TensorFlow's servers listen to the network, whatever address they are given.
+  if fence.is_loopback(host):
+    fence.only_from_this_host(int(port))
 
 
 def _check_free(port: int) -> None:
