@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,20 @@ EXTENSIONS = (
   ".webp",
   ".tif",
   ".tiff",
+  ".ppm",
+  ".pgm",
+  ".pbm",
+  ".pnm",
+  ".jp2",
 )
+
+
+# An image decoded takes three bytes a pixel, whatever few bytes stand for it.
+MOST_PIXELS = 100_000_000
+
+
+class BadImage(UserError):
+  """An image that cannot be read, named in the message."""
 
 
 class EncodedImage(NamedTuple):
@@ -66,14 +80,17 @@ def check_image(content: bytes, name: str, rgb_jpeg: bool = False) -> EncodedIma
       taken to be in RGB, as canonical ImageNet readers decode them.
 
   Raises:
-    UserError: The image cannot be read.
+    BadImage: The image cannot be read.
   """
   try:
     if content.startswith(b"\xff\xd8\xff"):
-      in_cmyk = int(tf.io.extract_jpeg_shape(content)[2]) == 4
+      height, width, channels = tf.io.extract_jpeg_shape(content).numpy().tolist()
+      _check_size(width, height)
+      in_cmyk = channels == 4
       pixels = tf.io.decode_jpeg(content, channels=3 if rgb_jpeg or in_cmyk else 0)
       return _jpeg(pixels) if in_cmyk else _described(content, "JPEG", pixels, False)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
+      _check_size(*struct.unpack(">2I", content[16:24].ljust(8, b"\0")))
       pixels = tf.io.decode_png(content, channels=3 if rgb_jpeg else 0)
       return _jpeg(pixels) if rgb_jpeg else _described(content, "PNG", pixels, False)
     pixels = _decode_with_pillow(content, to_rgb=rgb_jpeg)
@@ -85,10 +102,14 @@ def check_image(content: bytes, name: str, rgb_jpeg: bool = False) -> EncodedIma
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     # What Pillow raises, whose messages name the stream that it read from.
     reason = str(error).split("<_io.")[0].strip()
-  raise UserError(
-    f"{name} is no readable image ({reason}): put a whole copy in its place, or take "
-    "it out."
-  )
+  raise BadImage(f"{name} is no readable image ({reason})")
+
+
+def _check_size(width: int, height: int) -> None:
+  if width * height > MOST_PIXELS:
+    raise ValueError(
+      f"{width:,} x {height:,} pixels, and at most {MOST_PIXELS:,} are read"
+    )
 
 
 def _described(
@@ -106,6 +127,7 @@ def _jpeg(pixels: tf.Tensor) -> EncodedImage:
 def _decode_with_pillow(content: bytes, to_rgb: bool) -> np.ndarray:
   """The first frame, uint8 [height, width, 1 or 3], without its transparency."""
   with Image.open(io.BytesIO(content)) as image:
+    _check_size(*image.size)
     if image.mode[0] in "IF":
       raise ValueError("more than 8 bits a value")
     grey = image.mode in ("1", "L", "LA") and not to_rgb

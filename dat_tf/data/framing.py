@@ -9,8 +9,9 @@ with little-endian numbers and masked CRC-32C checksums.
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple, Union
 
 import numpy as np
@@ -21,6 +22,7 @@ from dat_tf.errors import UserError
 _HEADER_BYTES = 12
 _FRAME_BYTES = 16
 _READ_BYTES = 2**18
+_AT_A_TIME = 2**12
 
 
 class Segment(NamedTuple):
@@ -105,6 +107,19 @@ def count_records(path: str) -> int:
   return count
 
 
+def _count_good_lengths(
+  file: Union[BinaryIO, tf.io.gfile.GFile], offset: int, size: int
+) -> int:
+  """How many records in a row have lengths that can be right, up to `_AT_A_TIME`."""
+  count = 0
+  while offset < size and count < _AT_A_TIME:
+    end = _end_of_record(file, offset, size)
+    if end is None:
+      break
+    count, offset = count + 1, end
+  return count
+
+
 def _end_of_record(
   file: Union[BinaryIO, tf.io.gfile.GFile], offset: int, size: int
 ) -> Union[int, None]:
@@ -143,6 +158,21 @@ def read(path: Any, offset: Any, num_records: Any) -> tf.data.Dataset:
   return source.flat_map(from_offset).take(num_records)
 
 
+def read_while_good(path: str) -> Iterator[bytes]:
+  """The records of a file, up to the first that cannot be read, or is not whole yet."""
+  size = tf.io.gfile.stat(path).length
+  offset = 0
+  with _open(path) as file:
+    while count := _count_good_lengths(file, offset, size):
+      start = offset
+      try:
+        for record in read(path, start, count).as_numpy_iterator():
+          offset += _FRAME_BYTES + len(record)
+          yield record
+      except tf.errors.DataLossError:
+        return
+
+
 def scan(path: str) -> tuple[tuple[Segment, ...], tuple[BadRecord, ...]]:
   """Reads a file from end to end, with all checksums, and parts good from bad.
 
@@ -160,15 +190,18 @@ def scan(path: str) -> tuple[tuple[Segment, ...], tuple[BadRecord, ...]]:
   with _open(path) as file:
     while offset < size:
       start, first = offset, number
-      try:
-        for record in read(path, start, -1).as_numpy_iterator():
+      # TensorFlow asks for as many bytes as a length says, though the file be shorter.
+      count = _count_good_lengths(file, offset, size)
+      with contextlib.suppress(tf.errors.DataLossError):
+        for record in read(path, start, count).as_numpy_iterator():
           offset += _FRAME_BYTES + len(record)
           number += 1
-      except tf.errors.DataLossError:
-        pass
+      is_bad = not count or number - first < count
       if number > first:
+        if segments and sum(segments[-1][1:]) == first:
+          start, first, _ = segments.pop()  # goes on
         segments.append(Segment(start, first, number - first))
-      if offset < size:
+      if is_bad:
         end = _end_of_record(file, offset, size)
         reason = "is cut off or has a corrupt length"
         # The record's own length may be right and bytes of it be missing, so that the

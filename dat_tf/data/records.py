@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
@@ -20,81 +21,10 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from dat_tf.data import framing
+from dat_tf.data.stored_image import TOO_LARGE, StoredImage
 from dat_tf.errors import UserError, one_line
 
 SOFT_LABEL = "label/soft"
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredImage:
-  """An image as its record holds it, not decoded yet.
-
-  Attributes:
-    data: The encoded image (JPEG, PNG, GIF, BMP) or bare pixels, string [].
-    shape: [height, width, channels] of bare pixels, int64 [3]; None if encoded.
-    channels: 3 makes grey images, and encoded ones of any other kind, RGB; any other
-      number keeps the channels that they have, so that no colour is lost unseen.
-  """
-
-  data: tf.Tensor
-  shape: Optional[tf.Tensor]
-  channels: int
-
-  def decode(self) -> tf.Tensor:
-    """The whole image, uint8 [height, width, channels]."""
-    if self.shape is None:
-      return tf.io.decode_image(self.data, self._converted, expand_animations=False)
-    image = tf.reshape(tf.io.decode_raw(self.data, tf.uint8), self.shape)
-    if self.channels != 3:
-      return image
-    return tf.repeat(image, tf.where(self.shape[2] == 1, 3, 1), axis=2)
-
-  @property
-  def _converted(self) -> int:
-    """What TensorFlow's decoders are asked for."""
-    return 3 if self.channels == 3 else 0
-
-  def size(self) -> tf.Tensor:
-    """[height, width], int32 [2]; of a JPEG or PNG without decoding it."""
-
-    def of_png() -> tf.Tensor:
-      header = tf.strings.substr(self.data, 16, 8)
-      return tf.io.decode_raw(header, tf.int32, little_endian=False)[::-1]
-
-    def of_other() -> tf.Tensor:
-      is_png = tf.strings.substr(self.data, 0, 8) == b"\x89PNG\r\n\x1a\n"
-      return tf.cond(is_png, of_png, lambda: tf.shape(self.decode())[:2])
-
-    if self.shape is not None:
-      return tf.cast(self.shape[:2], tf.int32)
-    size = tf.cond(
-      tf.io.is_jpeg(self.data),
-      lambda: tf.io.extract_jpeg_shape(self.data)[:2],
-      of_other,
-    )
-    return tf.ensure_shape(size, [2])
-
-  def decode_window(self, window: tf.Tensor) -> tf.Tensor:
-    """A window of the image; of a JPEG, what lies outside is hardly worked on.
-
-    Args:
-      window: Its [top, left, height, width], int32 [4], inside the image.
-
-    Returns:
-      uint8 [height, width, channels] of the window.
-    """
-
-    def from_whole() -> tf.Tensor:
-      top, left, height, width = tf.unstack(window)
-      return self.decode()[top : top + height, left : left + width]
-
-    if self.shape is not None:
-      return from_whole()
-    return tf.cond(
-      tf.io.is_jpeg(self.data),
-      lambda: tf.io.decode_and_crop_jpeg(self.data, window, self._converted),
-      from_whole,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,19 +171,38 @@ def first_image_shape(
     The shape; the channels are 3 where the first images differ in theirs.
 
   Raises:
-    UserError: That record cannot be read.
+    UserError: That record cannot be read, or its image has not 1 or 3 channels.
   """
   try:
     serialized = _first_record(path, skip_bad_records)
     image, _ = form.parse(serialized, channels=0)  # as many as are stored
-    *size, channels = image.decode().shape
+    shape = tuple(image.decode().shape)
+    stated = shape if image.shape is None else tuple(image.shape.numpy().tolist())
   except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
     raise UserError(
-      f"{path}: record 0 (counted from 0) cannot be read ({one_line(error)}): write "
+      f"{path}: record 0 (counted from 0) cannot be read ({_reason(error)}): write "
       "the file again."
     ) from error
+  if shape != stated or 0 in shape:
+    raise UserError(
+      f"{path}: record 0 (counted from 0) says that its image has the shape {stated}: "
+      "write its true height, width and channels."
+    )
+  *size, channels = shape
+  if image.shape is None:
+    channels = _without_transparency(channels)
+  if channels not in (1, 3):
+    raise UserError(
+      f"{path}: record 0 (counted from 0) holds an image of {channels} channels: write "
+      "the images with 1 (grey) or 3 (red, green, blue)."
+    )
   is_mixed = len({channels, *_first_channels(path, form, skip_bad_records)}) > 1
   return (*size, 3 if is_mixed else channels)
+
+
+def _without_transparency(channels: int) -> int:
+  """What an encoded image of so many channels is read with."""
+  return 3 if channels in (2, 4) else channels
 
 
 def _first_channels(
@@ -268,9 +217,10 @@ def _first_channels(
         continue
       data = features[form.image].bytes_list.value[0]
       if data[:3] == b"\xff\xd8\xff":
-        yield int(tf.io.extract_jpeg_shape(data)[2])
+        yield _without_transparency(int(tf.io.extract_jpeg_shape(data)[2]))
       else:
-        yield tf.io.decode_image(data, expand_animations=False).shape[2]
+        image = StoredImage(tf.constant(data), None, 0).decode()
+        yield _without_transparency(image.shape[2])
   except (*DATA_ERRORS, DecodeError, IndexError):
     return  # training names that record
 
@@ -404,6 +354,12 @@ def explain_data_error(
   return None
 
 
+def _reason(error: Exception) -> str:
+  """What TensorFlow says, without what it puts around our own words."""
+  own = re.search(TOO_LARGE, str(error))
+  return own[0] if own else one_line(error)
+
+
 def _fault(
   records: tf.data.Dataset,
   form: RecordForm,
@@ -427,7 +383,7 @@ def _fault(
   except DecodeError:
     return "is not a tf.train.Example: write the file again."
   except tf.errors.InvalidArgumentError as error:
-    return f"cannot be read ({one_line(error)}): write the file again."
+    return f"cannot be read ({_reason(error)}): write the file again."
   if any(wanted not in (None, size) for wanted, size in zip(image_shape, shape)):
     return (
       f"holds an image of shape {shape}, and the run expects "

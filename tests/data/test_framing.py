@@ -1,6 +1,8 @@
 """How a TFRecord file is framed."""
 
 import os
+import struct
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -92,6 +94,25 @@ class ScanTest(tf.test.TestCase, parameterized.TestCase):
   def test_a_file_that_is_cut_off(self, kept):
     self.replace(self.offsets[6] + kept, self.offsets[7])
     self.check(range(6), [(6, self.offsets[6], "cut off")])
+
+  @parameterized.parameters(2**31, 2**36, 2**62, 2**63, 2**64 - 1, 2**64 - 16)
+  def test_a_length_beyond_the_file_with_a_right_checksum(self, length):
+    head = struct.pack("<Q", length)
+    head += struct.pack("<I", framing._masked_crc32c(head))
+    start = self.offsets[2]
+    self.replace(start, start + 12, head)
+    self.check([0, 1, 3, 4, 5, 6], [(2, start, "corrupt length")])
+    with self.assertRaisesRegex(UserError, "record 2"):
+      framing.count_records(self.path)
+
+  @parameterized.parameters(1, 2, 3, 7)
+  def test_a_file_is_read_in_portions(self, portion):
+    with mock.patch.object(framing, "_AT_A_TIME", portion):
+      self.check(range(7), [])
+      self.assertEqual(framing.scan(self.path)[0], ((0, 0, 7),))
+      flip_byte(self.path, self.offsets[3] + 13)
+      self.check([0, 1, 2, 4, 5, 6], [(3, self.offsets[3], "checksum")])
+      self.assertLen(framing.scan(self.path)[0], 2)
 
   def test_a_record_longer_than_what_is_searched_at_a_time(self):
     self.records = [bytes(2**18 + n) for n in (-20, -12, -11, 5)] + [b"end"]

@@ -3,13 +3,14 @@
 import dataclasses
 import io
 import os
+from unittest import mock
 
 import numpy as np
 import PIL.Image
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf.data import records
+from dat_tf.data import records, stored_image
 from dat_tf.errors import UserError
 from record_files import bare_pixels, example, flip_byte, gradient_image, write
 
@@ -146,6 +147,79 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
     write(self.path, [example(image=b"no image", label=0)])
     with self.assertRaisesRegex(UserError, "record 0 .* cannot be read"):
       records.first_image_shape(self.path, records.TFDS)
+
+  @parameterized.parameters(
+    ([-1, 8, 3], "says that its image has the shape .-1, 8, 3"),
+    ([0, 8, 3], "shape .0, 8, 3|cannot be read"),
+    ([8, 8, 5], "image of 5 channels"),
+    ([8, 8, 2], "image of 2 channels"),
+    ([2**40, 2**40, 3], "cannot be read"),
+  )
+  def test_shapes_that_no_image_has(self, shape, says):
+    size = 5 * 64 if shape == [8, 8, 5] else max(1, -(-64 * shape[2] // 1))
+    size = 0 if 0 in shape else size
+    raw = example(image__raw=bytes(size), image__shape=np.array(shape), label=0)
+    write(self.path, [raw])
+    with self.assertRaisesRegex(UserError, f"record 0 .*({says})"):
+      records.first_image_shape(self.path, records.DAT)
+
+  def test_labels_that_are_all_none(self):
+    for label, found in ((-1, False), (0, True)):
+      write(self.path, [bare_pixels(label)] * 3)
+      form = records.detect_form(self.path, needs_label=False)
+      self.assertEqual(records.has_labels(self.path, form), found)
+
+  @parameterized.parameters(("LA", 1), ("RGBA", 3))
+  def test_transparency_is_left_out(self, mode, channels):
+    buffer = io.BytesIO()
+    PIL.Image.new(mode, (5, 4)).save(buffer, "png")
+    write(self.path, [example(image=buffer.getvalue(), label=0)])
+    shape = records.first_image_shape(self.path, records.TFDS)
+    self.assertEqual(shape, (4, 5, channels))
+
+  @parameterized.parameters("png", "jpeg", "gif", "bmp")
+  def test_an_image_of_too_many_pixels_is_not_decoded(self, kind):
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (40, 30)).save(buffer, kind)
+    write(self.path, [example(image=buffer.getvalue(), label=0)])
+    with mock.patch.object(stored_image, "MOST_PIXELS", 1199):
+      with self.assertRaisesRegex(UserError, "more than 1,199 pixels"):
+        records.first_image_shape(self.path, records.TFDS)
+      stored = records.StoredImage(tf.constant(buffer.getvalue()), None, 3)
+      for call in (stored.decode, stored.size):
+        with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "1,199 pixels"):
+          tf.function(call)()
+    with mock.patch.object(stored_image, "MOST_PIXELS", 1200):
+      self.assertAllEqual(stored.size(), [30, 40])
+      self.assertEqual(stored.decode().shape, (30, 40, 3))
+
+  def test_the_largest_picture_of_a_gif(self):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8)
+    first, *others = map(PIL.Image.fromarray, noise)
+    first.save(buffer, "gif", save_all=True, append_images=others, comment=b"x" * 999)
+    content = bytearray(buffer.getvalue())
+    stored = records.StoredImage(tf.constant(bytes(content)), None, 3)
+    self.assertAllEqual(stored.size(), [20, 30])
+    last = content.rindex(b",\0\0\0\0" + bytes([30, 0, 20, 0]))
+    content[last + 5 : last + 9] = b"\xff" * 4
+    stored = records.StoredImage(tf.constant(bytes(content)), None, 3)
+    with self.assertRaisesRegex(tf.errors.InvalidArgumentError, "it has more than"):
+      stored.decode()
+    largest = tf.function(
+      stored_image._largest_of_gif, input_signature=[tf.TensorSpec([], tf.string)]
+    )
+    for end in range(0, len(content), 37):  # it ends, wherever the file does
+      largest(tf.constant(bytes(content[:end])))
+
+  @parameterized.parameters(
+    b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM"
+  )
+  def test_heads_alone(self, data):
+    stored = records.StoredImage(tf.constant(data), None, 3)
+    for call in (stored.decode, stored.size):
+      with self.assertRaises(tf.errors.InvalidArgumentError):
+        call()
 
   @parameterized.parameters(b"", b"this is not a TFRecord file at all")
   def test_form_of_an_empty_or_foreign_file(self, content):
