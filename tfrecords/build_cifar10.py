@@ -45,6 +45,7 @@ BATCHES = {
   "test": ["test_batch"],
 }
 PIXELS = 3 * 32 * 32
+_LONGEST_BATCH = 2**26  # bytes; the original's have half of that
 
 _OUTPUT_DIR = flags.DEFINE_string(
   "output_dir", None, "Directory that the TFRecord files go to.", required=True
@@ -69,18 +70,21 @@ def read_files(source: str) -> dict[str, bytes]:
   if tf.io.gfile.isdir(source):
     for name in wanted:
       path = os.path.join(source, name)
-      if tf.io.gfile.exists(path):
+      if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
         with explain_failed_reading(path), open_binary(path) as file:
-          files[name] = file.read()
+          files[name] = archives.read_at_most(file, _LONGEST_BATCH, path)
     return files
   try:
-    with open_binary(source) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-      for member in tar:
-        content = tar.extractfile(member)
-        if content and os.path.basename(member.name) in wanted:
-          files[os.path.basename(member.name)] = content.read()
-      return files
-  except (OSError, tf.errors.OpError, EOFError, tarfile.TarError, zlib.error) as error:
+    with open_binary(source) as file:
+      return archives.read_members(file, source, wanted, _LONGEST_BATCH)
+  except (
+    OSError,
+    tf.errors.OpError,
+    EOFError,
+    tarfile.TarError,
+    zlib.error,
+    ValueError,
+  ) as error:
     reason = getattr(error, "strerror", None) or str(error).partition(":\n")[0]
     raise UserError(
       f"{source} cannot be read ({reason}): set --source to a whole copy of "
@@ -116,6 +120,8 @@ def read_batch(name: str, content: bytes) -> Images:
         f"{name} holds no 'data' of uint8 [n, {PIXELS}] with as many 'labels': copy "
         "CIFAR-10 again."
       )
+  if not len(labels):
+    raise UserError(f"{name} holds no image: copy CIFAR-10 again.")
   if not (0 <= labels.min() and labels.max() <= 9):
     raise UserError(f"{name} holds labels outside 0 to 9: is it CIFAR-10?")
   return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)

@@ -30,12 +30,14 @@ from dat_tf.errors import UserError
 from dat_tf.startup import quiet, run_script
 
 with quiet():
+  from dat_tf.data import archives
   from dat_tf.data.framing import count_records
   from dat_tf.data.items import stratified_sample
   from dat_tf.data.published import images_from_tfds
   from dat_tf.data.writing import image_example, write_shards
 
 SPLITS = {"train": "train", "test": "t10k"}
+_LONGEST = 2**30  # bytes; the original's longest file has a twentieth of that
 
 _OUTPUT_DIR = flags.DEFINE_string(
   "output_dir", None, "Directory that the TFRecord files go to.", required=True
@@ -70,7 +72,7 @@ def read_idx(directory: str, name: str, rank: int) -> np.ndarray:
   path = plain if os.path.exists(plain) else f"{plain}.gz"
   try:
     with open(path, "rb") if path == plain else gzip.open(path) as file:
-      content = file.read()
+      content = archives.read_at_most(file, _LONGEST, path)
   except FileNotFoundError:
     raise UserError(
       f"{directory} holds neither {name} nor {name}.gz: point --source at the "

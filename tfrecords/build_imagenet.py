@@ -8,10 +8,11 @@ makes DIR/train-00000-of-01024 and so on, and DIR/validation-00000-of-00128 and 
 in the canonical form: image/encoded (JPEG), image/class/label (from 1, in the
 alphabetical order of the synsets), image/class/synset, and image/format, colorspace,
 channels, height, width and filename. Images are shuffled by --seed and read inside the
-archives, which are not unpacked. Every image is decoded once, to be sure that it can
-be; those that are no RGB or grey JPEG are encoded anew as one. All cores work, each
-with one file's images (some 150 MB) in memory. After an interruption the same command
-goes on with the first file that is not complete.
+archives, which are not unpacked. Every image is decoded once, to be sure that it can be
+(those that cannot are all named at the end, or left out by --skip_bad_images); those
+that are no RGB or grey JPEG are encoded anew as one. All cores work, each with one
+file's images (some 150 MB) in memory. After an interruption the same command goes on
+with the first file that is not complete.
 
 --train is the archive, or a folder SYNSET/*.JPEG. --validation is the archive, a folder
 of its images, which are named ILSVRC2012_val_00000001.JPEG and so on, or a folder
@@ -32,7 +33,6 @@ it is to; flags for Beam follow after `--`:
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import os
@@ -64,6 +64,8 @@ ORIGINALS = {
   "train": published.Original(147_897_477_120, "1d675b47d978889d74fa0da5fadfb00e"),
   "validation": published.Original(6_744_924_160, "29b22e2961454d5413ddabcf34fc5622"),
 }
+# Bytes; the original's labels and kit have less than 3 MB.
+_LONGEST_LABELS = 2**24
 SYNSET = re.compile(r"n\d{8}")
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
@@ -86,6 +88,9 @@ _VALIDATION_SHARDS = flags.DEFINE_integer(
   "num_validation_shards", 128, "Files for validation, at least 1.", lower_bound=1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the shuffling.", lower_bound=0)
+_SKIP_BAD_IMAGES = flags.DEFINE_bool(
+  "skip_bad_images", False, "Leave out images that cannot be read."
+)
 _RUNNER = flags.DEFINE_string(
   "runner", None, "Apache Beam's runner that is to write the files, if any."
 )
@@ -167,19 +172,19 @@ def read_labels(path: str) -> dict[int, str]:
     UserError: The file is none of those that the head of this program lists.
   """
   with explain_failed_reading(path), open_binary(path) as file:
-    content = file.read()
+    content = archives.read_at_most(file, _LONGEST_LABELS, path)
   if content.startswith(b"\x1f\x8b"):
     return labels_from_kit(path, content)
   lines = content.decode("utf-8", "replace").split("\n")
   lines = [line.strip() for line in lines if line.strip()]
   if lines and lines[0].startswith("ImageId,"):
-    rows = csv.DictReader(lines)
     labels = {}
-    for row in rows:
-      match = VALIDATION_NAME.fullmatch(f"{row['ImageId']}.JPEG")
-      synset = (row.get("PredictionString") or "").split(" ")[0]
+    for number, line in enumerate(lines[1:], 2):
+      name, _, prediction = line.partition(",")
+      match = VALIDATION_NAME.fullmatch(f"{name}.JPEG")
+      synset = prediction.split(" ")[0]
       if not match or not SYNSET.fullmatch(synset):
-        raise UserError(f"{path}: line {rows.line_num} names no image and synset.")
+        raise UserError(f"{path}: line {number} names no image and synset.")
       labels[int(match[1])] = synset
     return labels
   if lines and all(map(SYNSET.fullmatch, lines)):
@@ -202,23 +207,20 @@ def read_labels(path: str) -> dict[int, str]:
 
 def labels_from_kit(path: str, content: bytes) -> dict[int, str]:
   """Reads the ground truth and meta.mat out of the development kit's archive."""
-  wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}
+  wanted = ["meta.mat", "ILSVRC2012_validation_ground_truth.txt"]
   try:
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as kit:
-      for member in kit:
-        file = kit.extractfile(member)
-        if file and (name := os.path.basename(member.name)) in wanted:
-          wanted[name] = file.read()
-  except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    found = archives.read_members(io.BytesIO(content), path, wanted, _LONGEST_LABELS)
+  except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
     raise UserError(f"{path} is no whole archive ({error}): copy it again.") from error
-  for name, found in wanted.items():
-    if not found:
+  for name in wanted:
+    if not found.get(name):
       raise UserError(
         f"{path} holds no {name}: set --validation_labels to "
         "ILSVRC2012_devkit_t12.tar.gz."
       )
-  meta, truth = wanted.values()
-  return labels_by_id(path, truth.decode().split(), read_synset_ids(path, meta))
+  meta, truth = (found[name] for name in wanted)
+  lines = truth.decode("ascii", "replace").split()
+  return labels_by_id(path, lines, read_synset_ids(path, meta))
 
 
 def read_synset_ids(path: str, content: bytes) -> dict[int, str]:
@@ -291,7 +293,15 @@ def main(argv: Sequence[str]) -> None:
     items = [item._replace(label=label[synset]) for synset, item in images.pop(split)]
     settings = {"classes": len(synsets)}
     line = convert(
-      items, make_record, output, split, shards[split], _SEED.value, settings, write
+      items,
+      make_record,
+      output,
+      split,
+      shards[split],
+      _SEED.value,
+      settings,
+      write,
+      _SKIP_BAD_IMAGES.value,
     )
     print(f"{line}; {len(synsets):,} classes")
 

@@ -17,9 +17,10 @@ makes DIR/unlabeled-*. SOURCE is one of these:
 Encoded images are written in the canonical ImageNet form without a label, arrays in our
 own form. A label that the source has is written as the record's, which makes it a
 pseudo-label; --drop_labels leaves it out. Images are shuffled by --seed; encoded ones
-are decoded once, to be sure that they can be, and what is neither JPEG nor PNG becomes
-PNG. All cores work, each with one file's images in memory. After an interruption the
-same command goes on with the first file that is not complete.
+are decoded once, to be sure that they can be (those that cannot are all named at the
+end, or left out by --skip_bad_images), and what is neither JPEG nor PNG becomes PNG.
+All cores work, each with one file's images in memory. After an interruption the same
+command goes on with the first file that is not complete.
 
 --runner=NAME writes the files as an Apache Beam pipeline instead; flags for Beam follow
 after `--`.
@@ -27,6 +28,7 @@ after `--`.
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -56,6 +58,7 @@ with quiet():
     explain_failed_reading,
     list_images,
     open_binary,
+    say_what_was_left_out,
   )
   from dat_tf.data.records import match_files
 
@@ -75,6 +78,9 @@ _DROP_LABELS = flags.DEFINE_bool(
   "drop_labels", False, "Leave out the labels that the source has."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the shuffling.", lower_bound=0)
+_SKIP_BAD_IMAGES = flags.DEFINE_bool(
+  "skip_bad_images", False, "Leave out images that cannot be read."
+)
 _RUNNER = flags.DEFINE_string(
   "runner", None, "Apache Beam's runner that is to write the files, if any."
 )
@@ -132,12 +138,19 @@ def images_in_arrays(
       "in that form."
     )
   labels = None if drop_labels else arrays.get(label_name)
+  if not shape[0]:
+    raise UserError(f"{path} holds no image: '{image_name}' has the shape {shape}.")
   if labels is not None:
     labels = np.asarray(labels)
     if labels.shape != (shape[0],) or labels.dtype.kind not in "iu":
       raise UserError(
         f"{path}: '{label_name}' is not as many integers as there are images "
         f"({shape[0]:,}): mend it, or set --drop_labels."
+      )
+    if not (labels >= 0).any():
+      raise UserError(
+        f"{path}: no '{label_name}' is 0 or above, so that none is a class: mend it, "
+        "or set --drop_labels."
       )
   if in_file:
     size = int(np.prod(shape[1:]))
@@ -156,7 +169,9 @@ def list_source(source: str, drop_labels: bool) -> Listed:
   """
   items: Sequence[Item]
   if tf.io.gfile.isdir(source):
-    items = list_images(source, source, recursive=True)
+    left_out: collections.Counter[str] = collections.Counter()
+    items = list_images(source, source, recursive=True, left_out=left_out)
+    say_what_was_left_out(source, left_out)
   elif source.endswith(".npz"):
     return images_in_npz(source, drop_labels)
   elif source.endswith((".pickle", ".pkl")):
@@ -176,7 +191,18 @@ def main(argv: Sequence[str]) -> None:
   items, make_record, settings = list_source(_SOURCE.value, _DROP_LABELS.value)
   shards = min(_NUM_SHARDS.value, len(items))
   output, seed = _OUTPUT_DIR.value, _SEED.value
-  print(convert(items, make_record, output, "unlabeled", shards, seed, settings, write))
+  line = convert(
+    items,
+    make_record,
+    output,
+    "unlabeled",
+    shards,
+    seed,
+    settings,
+    write,
+    _SKIP_BAD_IMAGES.value,
+  )
+  print(line)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import pickle
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Container, Iterator
 from typing import IO, Any, NamedTuple, Optional
 
 import numpy as np
@@ -15,6 +17,11 @@ import numpy as np
 from dat_tf.data.items import explain_failed_reading, open_binary
 from dat_tf.errors import UserError
 
+_PORTION = 2**24  # bytes that are read at a time
+# Times as many bytes that a compressed array of images may have at most. Photographs
+# have twice as many, drawings on black ten times; 1,032 is the most of which the
+# format is capable.
+_MOST_GROWTH = 100
 _BLOCK = 512  # bytes; a tar consists of such blocks and ends with blocks of zeros
 
 
@@ -87,6 +94,60 @@ def _check_member(member: tarfile.TarInfo, tar: str) -> None:
     )
 
 
+def read_at_most(file: IO[bytes], most: int, name: str) -> bytes:
+  """All that a file holds, or gives when it is unpacked on the way.
+
+  Raises:
+    UserError: That is more than `most` bytes.
+  """
+  parts, size = [], 0
+  while part := file.read(_PORTION):
+    parts.append(part)
+    size += len(part)
+    if size > most:
+      raise UserError(
+        f"{name} holds over {most:,} bytes: is it the file that is meant?"
+      )
+  return b"".join(parts)
+
+
+def read_members(
+  file: IO[bytes], name: str, wanted: Container[str], most: int
+) -> dict[str, bytes]:
+  """Reads files out of a tar, compressed or not.
+
+  Args:
+    file: Holds the tar.
+    name: What messages call it.
+    wanted: The files' names, without folders.
+    most: Bytes that a file in it may have; all together 16 times as many.
+
+  Returns:
+    What those hold that are there, by name. Of links, devices and the like no notice
+    is taken.
+
+  Raises:
+    UserError: A file is too large.
+    tarfile.TarError: It is no whole tar; or what reading and decompression raise.
+  """
+  found, total = {}, 0
+  with tarfile.open(fileobj=file, mode="r:*") as tar:
+    for member in tar:
+      # Before it is passed over, for which a compressed one is unpacked.
+      total += max(member.size, 0)
+      if member.size > most or total > 16 * most:
+        raise UserError(
+          f"{name} unpacks to more than {most:,} bytes a file, or {16 * most:,} "
+          "together: is it the file that is meant?"
+        )
+      base = os.path.basename(member.name)
+      if member.isreg() and not member.issparse() and base in wanted:
+        content = tar.extractfile(member)
+        assert content is not None  # only links and folders have none
+        found[base] = content.read()
+  return found
+
+
 class ArrayInFile(NamedTuple):
   """An array of bytes that lies in a file as it is.
 
@@ -123,21 +184,42 @@ def open_npz(path: str, *names: str) -> dict[str, Any]:
           if f"{name}.npy" not in archive.namelist():
             continue
           info = archive.getinfo(f"{name}.npy")
+          _check_unpacked(info)
           with archive.open(info) as member:
             arrays[name] = _in_place(file, path, info, member)
+          # From its begin to its end: so its checksum is looked at.
+          with archive.open(info) as member:
             if arrays[name] is None:
-              member.seek(0)
               arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+            while member.read(_PORTION):
+              pass
   except MemoryError:
     raise UserError(
       f"{path} does not fit into memory, and it is compressed: write it again by "
       "numpy.savez, which leaves it as it is."
     ) from None
-  except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+  except (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,  # it is encrypted
+    struct.error,
+  ) as error:
     raise UserError(
       f"{path} is no whole .npz file of plain arrays ({error}): copy it again."
     ) from error
   return arrays
+
+
+def _check_unpacked(info: zipfile.ZipInfo) -> None:
+  """Raises ValueError for what grows as no images do when it is unpacked."""
+  if info.file_size > max(_MOST_GROWTH * info.compress_size, _PORTION):
+    raise ValueError(
+      f"{info.filename} unpacks from {info.compress_size:,} to {info.file_size:,} bytes"
+    )
 
 
 def _in_place(
@@ -226,7 +308,9 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+# The one in Python: that in C makes room for 2^31 objects if a damaged pickle numbers
+# one so.
+class _ArrayUnpickler(pickle._Unpickler):
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) not in _ADMITTED:
       raise pickle.UnpicklingError(

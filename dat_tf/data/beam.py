@@ -18,7 +18,13 @@ from typing import Any, Callable, Optional
 import tensorflow as tf
 
 from dat_tf.data import writing
-from dat_tf.data.conversion import MakeRecord, Plan, write_in_threads, write_shard
+from dat_tf.data.conversion import (
+  MakeRecord,
+  Plan,
+  Written,
+  write_in_threads,
+  write_shard,
+)
 from dat_tf.data.items import Item
 from dat_tf.errors import UserError
 
@@ -26,7 +32,9 @@ from dat_tf.errors import UserError
 Task = tuple[str, int, int]
 
 
-def writer(runner: Optional[str], arguments: Sequence[str]) -> Callable[[Plan], int]:
+def writer(
+  runner: Optional[str], arguments: Sequence[str]
+) -> Callable[[Plan], Written]:
   """What writes a conversion's files: threads, or Beam's runner of the given name.
 
   Args:
@@ -56,15 +64,12 @@ def writer(runner: Optional[str], arguments: Sequence[str]) -> Callable[[Plan], 
   return functools.partial(write_with_beam, options)
 
 
-def write_with_beam(options: Any, plan: Plan) -> int:
+def write_with_beam(options: Any, plan: Plan) -> Written:
   """Writes the missing files, each as one element of a pipeline.
 
   Args:
     options: Beam's PipelineOptions, the runner among them.
     plan: What is to be written. Its images lie in files, not in memory.
-
-  Returns:
-    How many of the images were encoded anew.
 
   Raises:
     UserError: As for `write_shard`, or the images lie in memory.
@@ -88,19 +93,23 @@ def write_with_beam(options: Any, plan: Plan) -> int:
       pipeline
       | beam.Create(tasks)
       | beam.Reshuffle()
-      | beam.Map(_write, lists, plan.make_record)
+      | beam.Map(_write, lists, plan.make_record, plan.skip_bad_images)
     )
     result = pipeline.run()
     result.wait_until_finish()
   except Exception as error:  # Runners wrap what a worker raised in their own ways.
-    if found := re.search(r"UserError: ([^\n]+)", str(error)):
+    if found := re.search(r"(?:UserError|BadImages): ([^\n]+)", str(error)):
       raise UserError(found[1].split(" [while running")[0]) from error
     raise
   finally:
     if tf.io.gfile.exists(lists):
       tf.io.gfile.remove(lists)
-  counters = result.metrics().query(MetricsFilter().with_name("reencoded"))["counters"]
-  return sum(counter.result for counter in counters)
+
+  def count(name: str) -> int:
+    counters = result.metrics().query(MetricsFilter().with_name(name))["counters"]
+    return sum(counter.result for counter in counters)
+
+  return Written(*map(count, Written._fields))
 
 
 def _write_lists(plan: Plan, path: str) -> list[Task]:
@@ -115,7 +124,9 @@ def _write_lists(plan: Plan, path: str) -> list[Task]:
   return tasks
 
 
-def _write(task: Task, lists: str, make_record: MakeRecord) -> None:
+def _write(
+  task: Task, lists: str, make_record: MakeRecord, skip_bad_images: bool
+) -> None:
   """Writes one file; runs on a worker."""
   from apache_beam.metrics import Metrics
 
@@ -123,4 +134,6 @@ def _write(task: Task, lists: str, make_record: MakeRecord) -> None:
   with tf.io.gfile.GFile(lists, "rb") as file:
     file.seek(offset)
     items = [Item(*fields) for fields in json.loads(file.read(size))]
-  Metrics.counter("dat_tf", "reencoded").inc(write_shard(path, items, make_record))
+  written = write_shard(path, items, make_record, skip_bad_images=skip_bad_images)
+  for name, number in written._asdict().items():
+    Metrics.counter("dat_tf", name).inc(number)

@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -30,9 +31,37 @@ import tqdm
 from dat_tf import files
 from dat_tf.cluster import num_cores
 from dat_tf.data import writing
-from dat_tf.data.encoded import check_image
+from dat_tf.data.encoded import BadImage, check_image
 from dat_tf.data.items import Item, read_items
 from dat_tf.errors import UserError
+
+# Of those that cannot be read.
+_NAMED = 10
+
+
+class BadImages(UserError):
+  """Images that cannot be read; its text names the first of them.
+
+  Attributes:
+    found: What each is called, and why it cannot be read.
+  """
+
+  def __init__(self, found: Sequence[str]):
+    more = len(found) - _NAMED
+    super().__init__(
+      (f"{len(found)} images cannot be read: " if len(found) > 1 else "")
+      + "; ".join(sorted(found)[:_NAMED])
+      + (f"; and {more} more" if more > 0 else "")
+      + ": put whole copies in their place, take them out, or set --skip_bad_images."
+    )
+    self.found = list(found)
+
+
+class Written(NamedTuple):
+  """How many images were encoded anew, and how many were left out."""
+
+  reencoded: int = 0
+  left_out: int = 0
 
 
 class Record(NamedTuple):
@@ -103,6 +132,7 @@ class Plan:
     make_record: Makes an item and its bytes a record.
     paths: All files.
     missing: The numbers of those that are to be written.
+    skip_bad_images: Whether images that cannot be read are left out.
   """
 
   items: Sequence[Item]
@@ -110,6 +140,7 @@ class Plan:
   make_record: MakeRecord
   paths: Sequence[str]
   missing: Sequence[int]
+  skip_bad_images: bool = False
 
   def items_of(self, shard: int) -> list[Item]:
     """The images of a file, in the order in which it holds them."""
@@ -121,7 +152,8 @@ def write_shard(
   items: Sequence[Item],
   make_record: MakeRecord,
   step: Callable[[], None] = lambda: None,
-) -> int:
+  skip_bad_images: bool = False,
+) -> Written:
   """Writes one file; it is there under its name only when it is complete.
 
   Its records are held in memory until all are made, since the images are read in the
@@ -132,38 +164,45 @@ def write_shard(
     items: Its images, in its order.
     make_record: Makes an item and its bytes a record.
     step: Called after each image.
-
-  Returns:
-    How many of the images were encoded anew.
+    skip_bad_images: Whether images that cannot be read are left out, a line on stderr
+      for each.
 
   Raises:
-    UserError: An image cannot be read, or the file cannot be written.
+    BadImages: Images cannot be read; all of them are named.
+    UserError: A source cannot be read, or the file cannot be written.
   """
   order = sorted(range(len(items)), key=lambda n: (items[n].path, items[n].offset))
-  records = [Record(b"")] * len(items)
+  records: list[Optional[Record]] = [None] * len(items)
+  bad = []
   for number, content in zip(order, read_items(items[n] for n in order)):
-    records[number] = make_record(items[number], content)
+    try:
+      records[number] = make_record(items[number], content)
+    except BadImage as error:
+      bad.append(str(error))
     step()
+  if bad and not skip_bad_images:
+    raise BadImages(bad)
+  for line in bad:
+    print(f"Left out: {line}", file=sys.stderr, flush=True)
+  made = [record for record in records if record is not None]
   with writing.explain_failed_writing(path), files.complete_file(path) as temporary:
     with tf.io.TFRecordWriter(temporary) as writer:
-      for record in records:
+      for record in made:
         writer.write(record.serialized)
-  return sum(record.reencoded for record in records)
+  return Written(sum(record.reencoded for record in made), len(bad))
 
 
 class _Stopped(Exception):
   """Ends a thread after another one has failed."""
 
 
-def write_in_threads(plan: Plan) -> int:
+def write_in_threads(plan: Plan) -> Written:
   """Writes the missing files, as many at once as there are cores, with a progress bar.
 
   Threads are enough: TensorFlow reads, decodes and writes without Python's lock.
 
-  Returns:
-    How many of the images were encoded anew.
-
   Raises:
+    BadImages: As for `write_shard`, of all files; those without bad images are there.
     UserError: As for `write_shard`. The files that were complete stay.
   """
   # Of no use here, and TensorFlow would take all of their memory.
@@ -180,18 +219,32 @@ def write_in_threads(plan: Plan) -> int:
     with lock:
       bar.update()
 
-  def write(shard: int) -> int:
-    return write_shard(plan.paths[shard], plan.items_of(shard), plan.make_record, step)
+  def write(shard: int) -> Written:
+    return write_shard(
+      plan.paths[shard],
+      plan.items_of(shard),
+      plan.make_record,
+      step,
+      plan.skip_bad_images,
+    )
 
   progress = tqdm.tqdm(total=len(plan.items), initial=done, unit=" images")
   with progress as bar, futures.ThreadPoolExecutor(num_cores()) as pool:
     try:
       running = [pool.submit(write, shard) for shard in plan.missing]
-      return sum(future.result() for future in futures.as_completed(running))
+      written, bad = [Written()], []
+      for future in futures.as_completed(running):
+        try:
+          written.append(future.result())
+        except BadImages as error:
+          bad += error.found
     except BaseException:
       stop.set()
       pool.shutdown(cancel_futures=True)
       raise
+  if bad:
+    raise BadImages(bad)
+  return Written(*map(sum, zip(*written)))
 
 
 def has_begun(directory: str, name: str) -> bool:
@@ -207,7 +260,8 @@ def convert(
   num_shards: int,
   seed: int = 0,
   settings: Optional[Mapping[str, Any]] = None,
-  write: Callable[[Plan], int] = write_in_threads,
+  write: Callable[[Plan], Written] = write_in_threads,
+  skip_bad_images: bool = False,
 ) -> str:
   """Writes images to DIRECTORY/NAME-00000-of-00004 and so on, shuffled by a seed.
 
@@ -223,6 +277,7 @@ def convert(
     seed: Of the shuffling, at least 0.
     settings: What else the records depend on, as JSON can hold it.
     write: Writes the files that are missing, in threads or by Apache Beam.
+    skip_bad_images: Whether images that cannot be read are left out.
 
   Returns:
     A line that says what was done.
@@ -232,7 +287,7 @@ def convert(
       full, or the directory holds files of another set by that name.
   """
   pattern = os.path.join(directory, f"{name}-*")
-  if len(items) < num_shards:
+  if len(items) < max(1, num_shards):
     raise UserError(
       f"{len(items)} images cannot fill {num_shards} files {pattern}: write at most "
       f"{max(len(items), 1)}."
@@ -244,11 +299,13 @@ def convert(
   if not missing:
     return f"{pattern}: all {len(items):,} images were there already"
   order = np.random.default_rng(seed).permutation(len(items))
-  reencoded = write(Plan(items, order, make_record, paths, missing))
+  plan = Plan(items, order, make_record, paths, missing, skip_bad_images)
+  reencoded, left_out = write(plan)
   writing.remove_leftovers(directory, name)
   resumed = len(paths) - len(missing)
   return (
-    f"{pattern}: {len(items):,} images"
+    f"{pattern}: {len(items) - left_out:,} images"
+    + (f", {left_out:,} bad ones were left out" if left_out else "")
     + (f", of which {reencoded:,} were encoded anew" if reencoded else "")
     + (f" ({resumed:,} files were there already)" if resumed else "")
   )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
 
-from dat_tf.data.encoded import is_image
-from dat_tf.errors import UserError
+from dat_tf.data.encoded import EXTENSIONS, is_image
+from dat_tf.errors import UserError, is_text
 
 
 class Item(NamedTuple):
@@ -108,33 +111,46 @@ def list_folders(directory: str) -> list[str]:
   """The names of the folders in a directory, sorted, without the hidden ones.
 
   Raises:
-    UserError: It cannot be listed.
+    UserError: It cannot be listed, or a name in it is not UTF-8.
   """
   with explain_failed_reading(directory):
-    names = (name.rstrip("/") for name in tf.io.gfile.listdir(directory))
-    return sorted(
-      name
-      for name in names
-      if not name.startswith(".") and tf.io.gfile.isdir(os.path.join(directory, name))
-    )
+    if "://" in directory:
+      listed = (name.rstrip("/") for name in tf.io.gfile.listdir(directory))
+      names = [x for x in listed if tf.io.gfile.isdir(os.path.join(directory, x))]
+    else:
+      names = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
+  for name in names:
+    _check_name(directory, name)
+  return sorted(name for name in names if not name.startswith("."))
 
 
 def list_images(
-  directory: str, root: str, label: Optional[int] = None, recursive: bool = False
+  directory: str,
+  root: str,
+  label: Optional[int] = None,
+  recursive: bool = False,
+  left_out: Optional[collections.Counter[str]] = None,
 ) -> list[Item]:
   """The images of a directory, known by their extensions, sorted by name.
+
+  Of a local one, links are followed; each file and each folder counts once, and what is
+  no regular file is left out.
 
   Args:
     directory: Where they are.
     root: Names in messages and files begin below it.
     label: The class of all of them.
     recursive: Whether those in folders below belong to them.
+    left_out: Counts what was left out, by what it is.
 
   Raises:
-    UserError: The directory cannot be listed.
+    UserError: The directory cannot be listed, or a name in it is not UTF-8.
   """
+  left_out = collections.Counter() if left_out is None else left_out
   with explain_failed_reading(directory):
-    if recursive:
+    if "://" not in directory:
+      paths = list(_local_files(directory, recursive, left_out))
+    elif recursive:
       paths = [
         os.path.join(folder, name)
         for folder, _, names in tf.io.gfile.walk(directory)
@@ -143,11 +159,63 @@ def list_images(
     else:
       names = tf.io.gfile.listdir(directory)
       paths = [os.path.join(directory, name) for name in names]
-  return [
-    Item(path, 0, -1, label, path[len(root) :].lstrip("/"))
-    for path in sorted(paths)
-    if is_image(path)
-  ]
+  items = []
+  for path in sorted(paths):
+    if is_image(path):
+      items.append(Item(path, 0, -1, label, path[len(root) :].lstrip("/")))
+    elif not os.path.basename(path).startswith("."):
+      left_out[os.path.splitext(path)[1].lower() or "without an extension"] += 1
+  return items
+
+
+def say_what_was_left_out(source: str, left_out: Mapping[str, int]) -> None:
+  """Prints one line, if anything was left out by `list_images`."""
+  if left_out:
+    what = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
+    print(
+      f"{source}: left out {what}; read are {' '.join(EXTENSIONS)}.",
+      file=sys.stderr,
+      flush=True,
+    )
+
+
+def _local_files(
+  directory: str, recursive: bool, left_out: collections.Counter[str]
+) -> Iterator[str]:
+  """The regular files of a folder, each once; links may go round in circles."""
+  root = os.stat(directory)
+  seen = {(root.st_dev, root.st_ino)}
+  folders = [directory]
+  while folders:
+    folder = folders.pop()
+    for entry in os.scandir(folder):
+      _check_name(folder, entry.name)
+      try:
+        status = entry.stat()
+      except OSError:  # a link to nothing, or to itself
+        left_out["broken links"] += 1
+        continue
+      identity = status.st_dev, status.st_ino
+      if identity in seen:
+        left_out["links to what was there already"] += 1
+      elif stat.S_ISREG(status.st_mode):
+        seen.add(identity)
+        yield entry.path
+      elif not stat.S_ISDIR(status.st_mode):
+        left_out["devices, pipes and sockets"] += 1
+      elif recursive:
+        seen.add(identity)
+        folders.append(entry.path)
+      elif not entry.name.startswith("."):
+        left_out["folders below a class's folder"] += 1
+
+
+def _check_name(folder: str, name: str) -> None:
+  if not is_text(name):
+    raise UserError(
+      f"{folder} holds the name {name!a}, which is not UTF-8 or has a line end or "
+      "control character: rename it."
+    )
 
 
 def stratified_sample(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

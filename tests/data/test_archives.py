@@ -1,8 +1,10 @@
 """Archives: tars read in place, .npz files, pickles, and all that may be wrong."""
 
+import gzip
 import io
 import os
 import pickle
+import resource
 import tarfile
 import zipfile
 
@@ -23,6 +25,49 @@ def tar_bytes(members, form=tarfile.GNU_FORMAT) -> bytes:
       info.size = len(content)
       tar.addfile(info, io.BytesIO(content))
   return buffer.getvalue()
+
+
+class ReadMembersTest(tf.test.TestCase, parameterized.TestCase):
+  def members(self, content, most=100):
+    return archives.read_members(io.BytesIO(content), "a.tar", {"a", "b"}, most)
+
+  def test_wanted_files_alone(self):
+    members = [("x/a", b"1"), ("b", b""), ("c", b"3")]
+    for content in (tar_bytes(members), gzip.compress(tar_bytes(members))):
+      self.assertEqual(self.members(content), {"a": b"1", "b": b""})
+
+  @parameterized.parameters(
+    tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE
+  )
+  def test_no_notice_is_taken_of_others(self, kind):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+      info = tarfile.TarInfo("a")
+      info.type, info.linkname = kind, "../../nowhere"
+      tar.addfile(info)
+    self.assertEqual(self.members(buffer.getvalue()), {})
+
+  def test_what_unpacks_to_too_much(self):
+    self.assertLen(self.members(tar_bytes([("a", bytes(100))]))["a"], 100)
+    for members in ([("a", bytes(101))], [(f"c{i}", bytes(100)) for i in range(17)]):
+      with self.assertRaisesRegex(UserError, "a.tar unpacks to more than 100 bytes"):
+        self.members(tar_bytes(members))
+
+  def test_a_sparse_file(self):
+    # GNU's old form: 95 bytes that stand for 8 GiB.
+    info = tarfile.TarInfo("a")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    head[386:410] = b"00000000000\0" * 2
+    head[483:495] = b"%011o\0" % (2**33 - 1)
+    head[148:156] = b"%06o\0 " % (sum(head[:148]) + sum(head[156:512]) + 8 * 32)
+    with self.assertRaisesRegex(UserError, "unpacks to more than"):
+      self.members(bytes(head) + bytes(1024))
+
+  def test_read_at_most(self):
+    self.assertEqual(archives.read_at_most(io.BytesIO(b"12"), 2, "x"), b"12")
+    with self.assertRaisesRegex(UserError, "x holds over 1 bytes"):
+      archives.read_at_most(io.BytesIO(b"12"), 1, "x")
 
 
 class TarTest(tf.test.TestCase, parameterized.TestCase):
@@ -171,6 +216,25 @@ class NpzTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaisesRegex(UserError, "no whole .npz file|cannot be read"):
       self.open()
 
+  def test_each_flipped_byte_of_an_array_is_noticed(self):
+    for save in (np.savez, np.savez_compressed):
+      save(self.path, image=self.images)
+      with zipfile.ZipFile(self.path) as archive:
+        start = 30 + len("image.npy") + archive.getinfo("image.npy").compress_size
+      for place in range(start - 60, start - 20):
+        flip_byte(self.path, place)
+        with self.assertRaisesRegex(UserError, "no whole .npz file"):
+          self.open()
+        flip_byte(self.path, place)
+      self.open()
+
+  def test_an_array_that_grows_without_measure(self):
+    size = 101 * 2**20
+    with zipfile.ZipFile(self.path, "w", zipfile.ZIP_DEFLATED) as archive:
+      archive.writestr("image.npy", bytes(size))
+    with self.assertRaisesRegex(UserError, "unpacks from .* to 105,906,176 bytes"):
+      self.open()
+
 
 class Payload:
   """Would make a file if a pickle of it were loaded as usual."""
@@ -187,6 +251,12 @@ def load(content: bytes):
 
 
 class PickleTest(tf.test.TestCase, parameterized.TestCase):
+  def test_a_number_that_would_fill_the_memory(self):
+    # PROTO 2, EMPTY_DICT, LONG_BINPUT 2^31 - 1, STOP
+    self.assertEqual(load(b"\x80\x02}r\xff\xff\xff\x7f."), {})
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB
+    self.assertLess(usage, 2**22)
+
   def setUp(self):
     super().setUp()
     self.arrays = {

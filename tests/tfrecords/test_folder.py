@@ -73,7 +73,11 @@ class FolderTest(tf.test.TestCase, parameterized.TestCase):
     self.assertIn("test-00002-of-00003", files)
 
   @parameterized.parameters(
-    ("val", "validation"), ("validation", "validation"), ("test", "test")
+    ("val", "validation"),
+    ("validation", "validation"),
+    ("Valid", "validation"),
+    ("test", "test"),
+    ("TESTING", "test"),
   )
   def test_split_folders(self, folder, split):
     self.add_classes("train/")
@@ -83,6 +87,60 @@ class FolderTest(tf.test.TestCase, parameterized.TestCase):
       paths = [path for path in self.images if path.startswith(f"{start}/")]
       self.assert_written(its_split, paths)
     self.assertLen(os.listdir(self.output), 2 + 2 + 2 + 1)
+
+  def test_training_and_testing_in_capitals(self):
+    self.add_classes("Training/")
+    self.add_classes("Testing/", 100, 1)
+    self.build()
+    for folder, split in (("Training", "train"), ("Testing", "test")):
+      paths = [path for path in self.images if path.startswith(f"{folder}/")]
+      self.assert_written(split, paths)
+
+  def test_what_is_left_out_is_said(self):
+    self.add_classes()
+    self.add("Ant/a.avif", b"")
+    self.add("Ant/below/a.png", b"")
+    _, stderr = self.build()
+    self.assertRegex(
+      stderr, "source: left out 1 .avif, 1 folders below a class's folder"
+    )
+    self.add("cat/more/a.png", b"")
+    with self.assertRaisesRegex(UserError, "cat holds no image, but 1 folders below"):
+      self.build()
+
+  def test_bad_images_are_all_named_or_left_out(self):
+    self.add_classes()
+    good = list(self.images)
+    for name in ("Ant/bad.jpg", "zebra/worse.png"):
+      self.add(name, b"no image")
+    named = "2 images cannot be read: .*/Ant/bad.jpg is .*; .*/zebra/worse.png .*: put"
+    with self.assertRaisesRegex(UserError, f"{named} .*--skip_bad_images"):
+      self.build("--test_fraction=0")
+    stdout, stderr = self.build("--test_fraction=0", "--skip_bad_images")
+    for name in ("Ant/bad.jpg", "zebra/worse.png"):
+      self.assertRegex(stderr, f"Left out: .*{name} is no readable image")
+    self.assertRegex(stdout, r"train-\*: 16 images, 2 bad ones were left out")
+    self.assert_written("train", good)
+
+  def test_ppm(self):
+    self.add_classes()
+    self.add("Ant/a.ppm", encode(photograph(3), "PPM"))
+    self.build("--test_fraction=0")
+    one = read_canonical(self.output, "train")["a.ppm"]
+    self.assertAllEqual(tf.io.decode_png(one["encoded"]), photograph(3))
+
+  def test_an_image_of_too_many_pixels(self):
+    self.add_classes()
+    huge = Image.new("1", (13_000, 13_000))
+    for form, extension in (("PNG", "png"), ("TIFF", "tif"), ("JPEG", "jpg")):
+      options = {"compression": "group4"} if form == "TIFF" else {}
+      image = huge.convert("L") if form == "JPEG" else huge
+      name = f"Ant/huge.{extension}"
+      self.add(name, encode(image, form, **options))
+      self.output += "_"
+      with self.assertRaisesRegex(UserError, "13,000 x 13,000 pixels, and at most"):
+        self.build("--test_fraction=0")
+      os.remove(os.path.join(self.source, name))
 
   def test_test_images_are_drawn_from_every_class(self):
     self.add_classes(count=10)

@@ -163,6 +163,11 @@ class UnlabeledTest(tf.test.TestCase, parameterized.TestCase):
         r"'label' is not as many .*\(9\)",
       ),
       ({"image": self.images, "label": self.labels / 10}, "'label' is not as many"),
+      ({"image": self.images[:0]}, "a.npz holds no image"),
+      (
+        {"image": self.images, "label": 0 * self.labels - 1},
+        "no 'label' is 0 or above",
+      ),
     ):
       with self.subTest(pattern):
         np.savez(self.path("a.npz"), **content)
