@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,21 @@ from dat_tf.errors import UserError, one_line
 
 Rows = Mapping[str, np.ndarray]
 
+# What `read` raises for a file that is not as it was written.
+_DAMAGES = (
+  ValueError,
+  EOFError,
+  KeyError,
+  MemoryError,
+  NotImplementedError,
+  RuntimeError,
+  TypeError,
+  struct.error,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+_MOST_BYTES = 2**28
+
 _COLUMNS = {
   "example_id": np.int64,
   "label": np.int32,
@@ -33,13 +49,6 @@ _COLUMNS = {
   "attack": np.int32,
   "adversarial_prediction": np.int32,
 }
-
-
-# What NumPy raises for a file that is cut off, garbage, or of other arrays.
-_DAMAGED = (
-  *(ValueError, TypeError, KeyError, EOFError, OSError, MemoryError),
-  *(zipfile.BadZipFile, zlib.error, NotImplementedError),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,17 +162,22 @@ def read(path: str) -> Optional[dict[str, np.ndarray]]:
   """The arrays of a file, by name; None if there is none.
 
   Raises:
-    UserError: it is damaged.
+    UserError: it is no whole .npz file of plain arrays, or too large a one.
   """
   if not tf.io.gfile.exists(path):
     return None
   try:
     with tf.io.gfile.GFile(path, "rb") as file:
-      with np.load(io.BytesIO(file.read()), allow_pickle=False) as data:
-        arrays = dict(data)
+      content = io.BytesIO(file.read())
+    with zipfile.ZipFile(content) as archive:
+      size = sum(info.file_size for info in archive.infolist())
+    if size > _MOST_BYTES:
+      raise ValueError(f"it unpacks to {size:,} bytes")
+    with np.load(content, allow_pickle=False) as data:
+      arrays = dict(data)
     arrays["fingerprint"]  # all that are written have one
     return arrays
-  except _DAMAGED as error:
+  except _DAMAGES as error:
     raise UserError(
       f"{path} cannot be read ({one_line(error)}): remove it; what it held is measured "
       "again."

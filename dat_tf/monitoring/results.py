@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any, Callable
 
@@ -11,12 +10,15 @@ from dat_tf import files
 from dat_tf.errors import UserError
 
 
+_MOST = 2**63
+
+
 def _is_number(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value)
+  return type(value) in (int, float) and 0 <= value < _MOST
 
 
 def _is_count(value: Any) -> bool:
-  return type(value) is int and value >= 0
+  return type(value) is int and 0 <= value < _MOST
 
 
 def _is_share(value: Any) -> bool:
@@ -26,7 +28,8 @@ def _is_share(value: Any) -> bool:
 def _are_accuracies(value: Any) -> bool:
   # They name files too.
   return isinstance(value, dict) and all(
-    re.fullmatch(r"[\w.-]+", name) and _is_share(share) for name, share in value.items()
+    re.fullmatch(r"[\w.-]{1,99}", name) and _is_share(share)
+    for name, share in value.items()
   )
 
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.backend.event_processing import event_file_loader
-from tensorboard.util import tensor_util
+from google.protobuf.message import DecodeError
 
 from dat_tf import config as config_lib
 from dat_tf import files
+from dat_tf.data import framing
 from dat_tf.errors import UserError
 from dat_tf.evaluation import outcomes
 from dat_tf.monitoring import read_results
+from dat_tf.reporting import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +136,11 @@ def _read(name: str, directory: str) -> Run:
   # Of attacks that results.json knows, on the same weights and images: other files may
   # be those of a run under way, or of earlier weights.
   found = []
-  measured = results.get("fingerprint", "unknown")
+  measured = results.get("fingerprint") or "unknown"
   for attack in results.get("robust_accuracy") or {}:
-    arrays = outcomes.read(os.path.join(directory, "evaluation", f"{attack}.npz"))
+    arrays = _read_arrays(
+      os.path.join(directory, "evaluation", f"{attack}.npz"), schema.check_outcomes
+    )
     if (
       arrays
       # That of a source of transfer attacks comes after it.
@@ -147,7 +150,8 @@ def _read(name: str, directory: str) -> Run:
       names = [field.name for field in dataclasses.fields(Outcomes)][1:]
       found.append(Outcomes(attack, **{key: arrays[key] for key in names}))
   path = os.path.join(directory, "evaluation", "probes.npz")
-  probes = outcomes.read(path) or {} if results.get("probed_images") else {}
+  probed = results.get("probed_images")
+  probes = _read_arrays(path, schema.check_probes) if probed else {}
   if probes and str(probes["fingerprint"]) != measured:
     probes = {}
   settings = config_lib.load(directory)
@@ -161,17 +165,53 @@ def _read(name: str, directory: str) -> Run:
   )
 
 
+def _read_arrays(
+  path: str, check: Callable[[dict[str, np.ndarray]], None]
+) -> dict[str, np.ndarray]:
+  """The arrays of a .npz file by name; none if there is no file."""
+  arrays = outcomes.read(path) or {}
+  try:
+    if arrays:
+      check(arrays)
+  except ValueError as error:
+    raise UserError(
+      f"{path} cannot be read ({error}): remove it and evaluate again."
+    ) from None
+  return arrays
+
+
 def _read_curves(directory: str) -> dict[str, np.ndarray]:
   points: dict[str, dict[int, float]] = {}
   for folder in ("train", "test"):
     # In the order of time: what a restarted run wrote again holds.
     logs = os.path.join(directory, folder)
     for name in filter(lambda name: "tfevents" in name, files.names(logs)):
-      for event in event_file_loader.EventFileLoader(os.path.join(logs, name)).Load():
-        for value in event.summary.value:
-          if value.metadata.plugin_data.plugin_name == "scalars":
-            figure = tensor_util.make_ndarray(value.tensor).item()
-            points.setdefault(f"{folder}/{value.tag}", {})[event.step] = figure
+      path = os.path.join(logs, name)
+      try:
+        for record in framing.read_while_good(path):
+          event = tf.compat.v1.Event.FromString(record)
+          for value in event.summary.value:
+            figure = _figure(value)
+            if figure is not None:
+              points.setdefault(f"{folder}/{value.tag}", {})[event.step] = figure
+      except (DecodeError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+          f"{path} cannot be read ({error}): remove it; its curves are lost."
+        ) from None
   return {
     tag: np.array(sorted(curve.items()), np.float64).T for tag, curve in points.items()
   }
+
+
+def _figure(value: tf.compat.v1.Summary.Value) -> Optional[float]:
+  """The number that a summary is of; None of a picture and the like."""
+  tensor = value.tensor
+  number = (tf.float32.as_datatype_enum, tf.float64.as_datatype_enum)
+  if (
+    value.metadata.plugin_data.plugin_name != "scalars"
+    or tensor.dtype not in number
+    # Which may claim more numbers than there are, and would be filled up.
+    or tensor.tensor_shape.dim
+  ):
+    return None
+  return float(tf.make_ndarray(tensor).item())

@@ -14,6 +14,9 @@ from dat_tf.config.definitions import define_flags
 from dat_tf.reporting import plots
 from dat_tf.reporting.runs import Run, num_classes
 
+# Classes of which a table of all pairs has its place in memory.
+_MOST_PAIRS = 4096
+
 
 class Cell(NamedTuple):
   """A table's cell.
@@ -186,7 +189,7 @@ def software_table(runs: Sequence[Run]) -> Optional[Table]:
 
 def confused_tables(run: Run, most: int = 20) -> list[Table]:
   """The pairs of classes most often confused; of a run with too many for a plot."""
-  if not run.outcomes or num_classes(run) <= plots.MOST_CLASSES:
+  if not run.outcomes or not plots.MOST_CLASSES < num_classes(run) <= _MOST_PAIRS:
     return []
   wrong = plots.confusion(run) * (1 - np.eye(num_classes(run)))
   places = np.argsort(wrong, axis=None)[::-1][:most]

@@ -133,7 +133,11 @@ def to_svg(draw: Callable[[Theme], Figure], name: str, title: str) -> str:
   view = re.search(r'viewBox="[^"]*"', svg)
   assert view
   return re.sub(
-    r"<svg[^>]*>", f'<svg role="img" aria-label="{title}" {view[0]}>', svg, count=1
+    r"<svg[^>]*>",
+    # A function's result is taken as it is; a title may hold a backslash.
+    lambda _: f'<svg role="img" aria-label="{title}" {view[0]}>',
+    svg,
+    count=1,
   )
 
 
