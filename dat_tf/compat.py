@@ -228,6 +228,17 @@ def is_written_by_keras_2(saved_model: str) -> bool:
   return tf.io.gfile.exists(os.path.join(saved_model, "keras_metadata.pb"))
 
 
+def saved_model_proto(content: bytes) -> Any:
+  """What the file saved_model.pb holds, as a protocol buffer.
+
+  Versions: all. Needed to see which operations a SavedModel has before it is loaded.
+  Waits for such a look in `tf.saved_model`.
+  """
+  from tensorflow.core.protobuf import saved_model_pb2
+
+  return saved_model_pb2.SavedModel.FromString(content)
+
+
 def port(server: tf.data.experimental.service.WorkerServer) -> int:
   """The port at which a worker of tf.data's service listens.
 

@@ -138,7 +138,10 @@ def _survey(run: Run, whole: shards.Shard) -> Survey:
   )
   if config.model_path:
     model = UserModel(
-      config.model_path, config_lib.input_range(config), config.probabilities
+      config.model_path,
+      config_lib.input_range(config),
+      config.probabilities,
+      unsafe=config.unsafe_model,
     )
     model.check(data.first_batch(), config.num_classes)
     if cluster.is_chief:
@@ -192,7 +195,13 @@ def _source(
   if not path:
     return None, ""
   pixels = config_lib.input_range(config, "source_input_range")
-  model = UserModel(path, pixels, config.source_probabilities, "source_model_path")
+  model = UserModel(
+    path,
+    pixels,
+    config.source_probabilities,
+    "source_model_path",
+    config.unsafe_model,
+  )
   model.check(data.first_batch(), config.num_classes)
   names = "source_input_range", "source_probabilities"
   settings = [config[name].serialize() for name in names]

@@ -118,7 +118,10 @@ def _initialize(run: Run) -> None:
   """Gives the classifier the weights of --initialize_from."""
   config = run.config
   source = initialization.source_model(
-    config.initialize_from, config.model, run.inputs.image_shape
+    config.initialize_from,
+    config.model,
+    run.inputs.image_shape,
+    config.unsafe_model,
   )
   is_new = transfer.copy_weights_by_layer(source, run.model.classifier)
   if run.cluster.is_chief:

@@ -26,6 +26,7 @@ OTHER = {
   "jit_compile": "true",
   "precision": "mixed_bfloat16",
   "initialize_from": "another/run",
+  "unsafe_model": "true",
   "checkpoints_to_keep": "3",
   "log_every": "5",
   "pictures": "0",

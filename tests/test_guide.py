@@ -23,6 +23,7 @@ GUIDE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
 TRAINING = "model, figures = "  # in each example that trains
 # Of the launcher and of pip, not of run_dat.py.
 OTHER_FLAGS = {"flagfile", "help", "num_workers", "source", "output_dir", "host"}
+OTHER_FLAGS |= {"skip_bad_images"}  # of tfrecords/
 
 
 def _network():

@@ -54,6 +54,21 @@ class SourceModelTest(tf.test.TestCase):
   def source(self, path=None, shape=SHAPE):
     return initialization.source_model(path or self.model_dir, "small_cnn", shape)
 
+  def test_no_module_of_another_run_is_imported(self):
+    self.write_run(self.network(0), "--model=module_that_is_not_there:make")
+    with self.assertRaisesRegex(
+      UserError, "trained with --model=module_that.*the same"
+    ):
+      self.source()
+
+  def test_code_of_a_model(self):
+    path = os.path.join(self.model_dir, "model.h5")
+    layers = [tf.keras.Input((2,)), tf.keras.layers.Lambda(lambda x: x)]
+    tf.keras.Sequential(layers).save(path)
+    with self.assertRaisesRegex(UserError, "code of its own"):
+      self.source(path)
+    initialization.source_model(path, "small_cnn", SHAPE, unsafe=True)
+
   def assert_weights(self, model, expected):
     self.assertEqual(len(model.weights), len(expected.weights))
     for mine, theirs in zip(model.weights, expected.weights):

@@ -38,6 +38,7 @@ MAY_CHANGE = {
   "bytes_per_pack",
   "collective_timeout",
   "start_timeout",
+  "unsafe_model",
   "skip_bad_records",
   "data_service",
   "pseudo_label_dir",

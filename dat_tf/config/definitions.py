@@ -136,6 +136,10 @@ def define_flags(values: flags.FlagValues) -> None:
       "What the weights are before the first step: the model_dir of another run, an "
       "exported model, or imagenet (Keras' own, for networks of tf.keras.applications);"
       " with another number of classes the last layer starts anew.")
+  run.switch(
+      "unsafe_model", False,
+      "Let a model of model_path, source_model_path or initialize_from run code of its "
+      "own, which can do all that you can; only for models whose makers you trust.")
   run.integer(
       "checkpoints_to_keep", 2, "Number of newest checkpoints kept.", lower_bound=1)
   run.integer(

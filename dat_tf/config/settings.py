@@ -25,7 +25,7 @@ MAY_CHANGE = frozenset({
     "attacks", "evaluation_examples", "probe_images", "logits",
     "source_model_path", "source_input_range", "source_probabilities",
     "export_formats", "log_every", "pictures", "checkpoints_to_keep",
-    "runs", "profile_steps", "overwrite",
+    "runs", "profile_steps", "overwrite", "unsafe_model",
     "communication", "bytes_per_pack", "collective_timeout", "start_timeout",
     "skip_bad_records", "data_service", "channels",
     "pseudo_label_dir", "pseudo_labels", "confidence_threshold",

@@ -7,19 +7,16 @@ logits = model(images)                      # of images in [0, 1]
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from typing import Any, Callable
 
-import h5py
 import numpy as np
 import tensorflow as tf
 
 from dat_tf import compat
-from dat_tf.compat import keras
 from dat_tf.errors import UserError
 from dat_tf.evaluation.robustness import finite
+from dat_tf.models import stored
 
 # Of pixels, as models take them.
 _USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0))
@@ -36,6 +33,7 @@ class UserModel:
     input_range: tuple[float, float] = (0.0, 1.0),
     probabilities: bool = False,
     flag: str = "model_path",
+    unsafe: bool = False,
   ):
     """Loads a model.
 
@@ -47,6 +45,7 @@ class UserModel:
       input_range: the model's pixels for black and white.
       probabilities: whether it gives probabilities. Logits are then their logarithms.
       flag: by which the user named it, for messages.
+      unsafe: whether it may run code of its own (`models.stored`).
 
     Raises:
       UserError: it cannot be loaded, or is not of that kind.
@@ -58,7 +57,9 @@ class UserModel:
     if tf.io.gfile.exists(exported := os.path.join(path, "export")):
       raise self._mistake("it is the directory of a run", f"name {exported}")
     try:
-      self._outputs, self._input = self._load()
+      self._outputs, self._input = self._load(unsafe)
+    except stored.UnopenedError as error:
+      raise UserError(f"--{flag}={error}") from None
     except UserError:
       raise
     except Exception as error:  # a model of any kind may fail in any way
@@ -179,12 +180,12 @@ class UserModel:
       "softmax",
     )
 
-  def _load(self) -> tuple[Callable[[tf.Tensor], tf.Tensor], Any]:
+  def _load(self, unsafe: bool) -> tuple[Callable[[tf.Tensor], tf.Tensor], Any]:
     """The model's function of its own pixels, and the shape that it takes, if known."""
     saved = os.path.join(self._path, "saved_model.pb")
     if tf.io.gfile.exists(saved) and not compat.is_written_by_keras_2(self._path):
-      return self._from_signature(tf.saved_model.load(self._path))
-    model = self._load_keras()
+      return self._from_signature(stored.load_saved_model(self._path, unsafe))
+    model = stored.load_keras(self._path, unsafe)
     inputs = getattr(model, "inputs", None) or [None]
     if len(inputs) > 1:
       raise self._mistake(f"it has {len(inputs)} inputs", "give one that takes images")
@@ -194,29 +195,6 @@ class UserModel:
 
     shape = getattr(inputs[0], "shape", None)
     return call, None if shape is None else tf.TensorShape(shape)
-
-  def _load_keras(self) -> Any:
-    """A model of the Keras that wrote it; in every one the call is the same."""
-    version = _version_of_writer(self._path)
-    if not version.startswith("3."):
-      return keras.models.load_model(self._path, compile=False)
-    try:
-      import keras as keras_3
-
-      if not keras_3.__version__.startswith("3."):
-        raise ImportError
-    except ImportError:
-      raise self._mistake(
-        f"it was written by Keras {version}, which needs TensorFlow 2.16 or later",
-        "install DAT-TF on Python 3.12 or 3.13, or write the model there with "
-        "model.export(DIR) and name that directory",
-      ) from None
-    if keras_3.backend.backend() != "tensorflow":
-      raise self._mistake(
-        f"Keras 3 runs on {keras_3.backend.backend()} here, not on TensorFlow",
-        "set KERAS_BACKEND=tensorflow",
-      )
-    return keras_3.saving.load_model(self._path, compile=False)
 
   def _from_signature(
     self, loaded: Any
@@ -253,21 +231,6 @@ class UserModel:
 
   def _mistake(self, what: str, remedy: str) -> UserError:
     return UserError(f"--{self._flag}={self._path}: {what}; {remedy}.")
-
-
-def _version_of_writer(path: str) -> str:
-  """The version of the Keras that wrote a file; empty where the file does not say."""
-  if tf.io.gfile.isdir(path):
-    return ""
-  with tf.io.gfile.GFile(path, "rb") as file:
-    if zipfile.is_zipfile(file):
-      with zipfile.ZipFile(file) as archive:
-        return json.loads(archive.read("metadata.json")).get("keras_version", "")
-  if h5py.is_hdf5(path):
-    with h5py.File(path) as file:
-      version = file.attrs.get("keras_version", "")
-      return version.decode() if isinstance(version, bytes) else str(version)
-  return ""
 
 
 @tf.custom_gradient

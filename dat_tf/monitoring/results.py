@@ -9,7 +9,6 @@ from typing import Any, Callable
 from dat_tf import files
 from dat_tf.errors import UserError
 
-
 _MOST = 2**63
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import sys
 import tempfile
@@ -99,6 +100,60 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
     signature = module.signature(lambda x: function(module, x), **spec)
     tf.saved_model.save(module, self.path(), signatures={name: signature})
     return self.path()
+
+  @parameterized.parameters("model.keras", "model.h5", "model")
+  def test_code_of_its_own(self, name):
+    witness = self.path("witness")
+    code = lambda x, witness=witness: tf.io.gfile.mkdir(witness) or x  # noqa: E731
+    inner = tf.keras.Sequential(
+      [tf.keras.Input((CLASSES,)), tf.keras.layers.Lambda(code)]
+    )
+    path = self.saved(keras_model(inner), name)
+    tf.io.gfile.rmtree(witness)  # building it made that
+    with self.assertRaisesRegex(UserError, "holds code of its own .a Lambda.*unsafe"):
+      UserModel(path)
+    self.assertFalse(tf.io.gfile.exists(witness))
+    UserModel(path, unsafe=True)(IMAGES)
+    if name != "model":  # whose graph ran when it was traced
+      self.assertTrue(tf.io.gfile.exists(witness))
+
+  @parameterized.parameters("shutil", "os.path", "dat_tf.files")
+  def test_modules_to_be_imported(self, module):
+    path = self.saved(keras_model())
+    with zipfile.ZipFile(path) as archive:
+      parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    config["config"]["layers"][1].update(module=module, class_name="rmtree")
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+      for part, content in parts.items():
+        archive.writestr(part, content)
+    with self.assertRaisesRegex(UserError, f"the module {module}"):
+      UserModel(path)
+
+  @parameterized.parameters(False, True)
+  def test_operations_that_reach_files(self, by_keras):
+    def logits(module, x):
+      with tf.control_dependencies([tf.io.write_file(self.path("witness"), "x")]):
+        return module.logits(tf.identity(x))
+
+    if by_keras:
+
+      class Writes(tf.keras.layers.Layer):
+        def call(self, x):
+          with tf.control_dependencies([tf.io.write_file(witness, "x")]):
+            return tf.identity(x)
+
+      witness = self.path("witness")
+      path = self.saved(keras_model(Writes()), "model")
+    else:
+      path = self.plain(logits)
+    if tf.io.gfile.exists(self.path("witness")):
+      tf.io.gfile.remove(self.path("witness"))
+    with self.assertRaisesRegex(UserError, "operation WriteFile.*--unsafe_model"):
+      UserModel(path)
+    UserModel(path, unsafe=True)(tf.constant(IMAGES))
+    self.assertTrue(tf.io.gfile.exists(self.path("witness")))
 
   def assert_refused(self, model, pattern, images=IMAGES, num_classes=CLASSES):
     with self.assertRaisesRegex(UserError, pattern) as caught:
@@ -224,7 +279,8 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
     shift = tf.keras.layers.Lambda(
       lambda x: x + (1.0 - tf.reduce_sum(x, axis=1, keepdims=True)) / CLASSES
     )
-    model = UserModel(self.saved(keras_model(shift), "model", save_format="tf"))
+    path = self.saved(keras_model(shift), "model", save_format="tf")
+    model = UserModel(path, unsafe=True)
     model.check(IMAGES, CLASSES)
 
   @parameterized.parameters("model.keras", "missing.keras")
