@@ -119,6 +119,7 @@ setup(
       *QUICKSTART,
       *BEAM,
       *ONNX,
+      "hypothesis>=6,<7",
       "mypy>=1.15,<3",
       "pytest>=8,<10",
       "pytest-xdist>=3.5,<4",
