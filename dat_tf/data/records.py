@@ -202,7 +202,7 @@ def first_image_shape(
 
 def _without_transparency(channels: int) -> int:
   """What an encoded image of so many channels is read with."""
-  return 3 if channels in (2, 4) else channels
+  return {2: 1, 4: 3}.get(channels, channels)
 
 
 def _first_channels(

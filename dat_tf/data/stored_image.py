@@ -42,7 +42,11 @@ class StoredImage:
       return tf.repeat(image, tf.where(self.shape[2] == 1, 3, 1), axis=2)
     with tf.control_dependencies([_check_size(self._size_in_head())]):
       data = tf.identity(self.data)
-    return tf.io.decode_image(data, self._converted, expand_animations=False)
+    image = tf.io.decode_image(data, self._converted, expand_animations=False)
+    if self.channels == 1:  # of grey and transparency, grey
+      stored = tf.shape(image)[2]
+      image = image[..., : stored - tf.cast(stored == 2, tf.int32)]
+    return image
 
   @property
   def _converted(self) -> int:

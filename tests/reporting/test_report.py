@@ -386,8 +386,8 @@ class ChangedTest(ReportCase, parameterized.TestCase):
     with self.assertRaisesRegex(UserError, "config.flags is not UTF-8"):
       self.report("settings")
 
-  def test_names_that_html_and_expressions_mean_otherwise(self):
-    name = r"<img src=x onerror=alert(1)> \1\g<0> &quot; ' $x$"
+  def test_names_that_html_means_otherwise(self):
+    name = "<img src=x onerror=alert(1)> &quot; ' $x$"
     report_files.write_run(self.folder / name)
     report_files.write_run(self.folder / "plain", plots=False)
     page = self.report("together", name, "plain")
