@@ -70,7 +70,7 @@ class AttackTest(tf.test.TestCase, parameterized.TestCase):
     ({"attack": "none"}, None),
     (
       {"objective": "llr", "attack_steps": 2},
-      attacks.GainAscent(objectives.linearity_violation, BALL, 0.15625, 2),
+      attacks.GainAscent(objectives.linearity_violation, BALL, BALL.epsilon, 2),
     ),
   )
   def test_attacks_that_are_their_settings(self, values, expected):
@@ -129,7 +129,15 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
       {"objective": "alp", "clean_weight": 2, "penalty_weight": 3},
       objectives.AdversarialLogitPairing(3.0, 2.0),
     ),
-    ({"objective": "clp"}, objectives.CleanLogitPairing(0.5)),
+    ({"objective": "clp"}, objectives.CleanLogitPairing(0.5, 0.5)),
+    (
+      {"objective": "clp", "pairing_noise": 16 / 255},
+      objectives.CleanLogitPairing(0.5, 16 / 255),
+    ),
+    (
+      {"objective": "cure", "curvature_step": 3},
+      objectives.Regularized(CLEAN, objectives.Curvature(4.0, 3.0)),
+    ),
     (
       {"objective": "input_gradient", "penalty_weight": 7},
       objectives.Regularized(CLEAN, objectives.InputGradient(7.0)),
@@ -146,6 +154,14 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
     (  # 2.5 epochs, and a fifth of that before
       {"objective": "ibp", "epsilon_growing_epochs": 2.5},
       objectives.CertifiedTraining(EPSILON, 10, 50),
+    ),
+    (
+      {
+        "objective": "ibp",
+        "epsilon_growing_epochs": 2.5,
+        "certified_clean_weight": 0.25,
+      },
+      objectives.CertifiedTraining(EPSILON, 10, 50, kappa=0.25),
     ),
     (
       {"objective": "crown_ibp", "epsilon_growing_epochs": 0.05},

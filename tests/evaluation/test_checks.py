@@ -23,6 +23,10 @@ def _kernel():
   return (kernel - kernel.mean(axis=0)).astype("f4")
 
 
+def _images():
+  return np.random.default_rng(1).uniform(size=(COUNT, *SHAPE)).astype("f4")
+
+
 def linear(images):
   """All classes are equal in the middle of [0, 1]."""
   return tf.reshape(images - 0.5, [-1, 16]) @ _kernel()
@@ -40,19 +44,22 @@ def dropped(images):
   return linear(tf.nn.dropout(images, 0.1))
 
 
+def _is_one_of(images, others):
+  """bool [B, 1, 1, 1], whether an image is one of those others."""
+  apart = tf.reduce_max(tf.abs(images[:, None] - others), axis=[2, 3, 4])
+  return tf.reduce_any(apart < 1e-6, axis=1)[:, None, None, None]
+
+
 def masked_away_from_the_images(images):
-  """The gradient is there at images of 256 levels, and nowhere else."""
-  levels = images * 255.0
-  on_grid = tf.reduce_all(tf.abs(levels - tf.round(levels)) < 1e-3, axis=[1, 2, 3])
-  shown = tf.where(on_grid[:, None, None, None], images, tf.stop_gradient(images))
-  return linear(shown)
+  """The gradient is there at the images that are probed, and nowhere else."""
+  shown = _is_one_of(images, _images())
+  return linear(tf.where(shown, images, tf.stop_gradient(images)))
 
 
-def saturated_on_one_image(images):
-  """The first of the images that are probed."""
-  first = np.random.default_rng(1).uniform(size=SHAPE).astype("f4")
-  is_first = tf.reduce_all(tf.abs(images - first) < 1e-6, axis=[1, 2, 3])
-  return tf.where(is_first[:, None], 1e6, 1.0) * linear(images)
+def masked_at_a_wrong_image(images):
+  """At the one that is classified wrong."""
+  hidden = _is_one_of(images, _images()[7:8])
+  return linear(tf.where(hidden, tf.stop_gradient(images), images))
 
 
 def noisy_beside_large_logits(images):
@@ -75,7 +82,7 @@ def reversed_gradient(images):
 
 @functools.cache
 def probed(classifier, ball=BALL):
-  images = np.random.default_rng(1).uniform(size=(COUNT, *SHAPE)).astype("f4")
+  images = _images()
   labels = linear(images).numpy().argmax(axis=1)
   labels[7] = (labels[7] + 1) % CLASSES
   return probes.probe(classifier, ball, images, labels, 100 + np.arange(COUNT), 32)
@@ -94,7 +101,7 @@ class FromProbesTest(tf.test.TestCase, parameterized.TestCase):
     (saturated, "zero_gradient"),
     (rounded, "zero_gradient"),
     (rounded, "robust_to_anything"),
-    (saturated_on_one_image, "zero_gradient"),
+    (masked_at_a_wrong_image, "zero_gradient"),
     (masked_away_from_the_images, "zero_gradient"),
     (dropped, "random_outputs"),
     (noisy_beside_large_logits, "random_outputs"),
