@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-from dat_tf.checkpointing import Checkpoints
+from dat_tf.checkpointing import Checkpoints, newest_whole
 from dat_tf.compat import keras
 
 
@@ -33,6 +33,9 @@ class EarlyStopping(keras.callbacks.Callback):
       classifier: whose weights they are.
       patience: epochs without a better accuracy after which training ends.
       is_chief: whether this worker's files stay.
+
+    Raises:
+      UserError: they are damaged.
     """
     super().__init__()
     self._accuracy = tf.Variable(-1.0, trainable=False, name="robust_accuracy")
@@ -44,13 +47,13 @@ class EarlyStopping(keras.callbacks.Callback):
     )
     self._patience = patience
     self.best_epoch = 0
-    newest = tf.train.latest_checkpoint(directory)
+    newest = newest_whole(directory, is_chief)
     if newest:
       figures = tf.train.Checkpoint(
         epochs=(epochs := tf.Variable(0, dtype=tf.int64)),
         robust_accuracy=self._accuracy,
       )
-      figures.restore(newest).expect_partial()
+      figures.read(newest).expect_partial()
       self.best_epoch = int(epochs)
 
   def is_over(self, epochs: int) -> bool:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.early_stopping import EarlyStopping
+from dat_tf.errors import UserError
 from dat_tf.models.averaging import WeightAverage
 
 
@@ -124,6 +125,15 @@ class EarlyStoppingTest(tf.test.TestCase):
     stopping = EarlyStopping(self.directory, classifier, 2, is_chief=True)
     self.assertTrue(stopping.is_over(3))
     self.assertFalse(EarlyStopping("nowhere", classifier, 2, True).is_over(3))
+
+  def test_damaged_weights_are_told_and_stay(self):
+    self.train([0.5, 0.4], 2)
+    (index,) = (n for n in os.listdir(self.directory) if n.endswith(".index"))
+    os.remove(os.path.join(self.directory, index))
+    before = sorted(os.listdir(self.directory))
+    with self.assertRaisesRegex(UserError, f"{index} is missing"):
+      self.train([0.0] * 2 + [0.6], 2, first=2)
+    self.assertEqual(sorted(os.listdir(self.directory)), before)
 
   def test_workers_other_than_the_chief_leave_no_file(self):
     _, stopping, _, _ = self.train([0.5, 0.4], 2, is_chief=False)
