@@ -116,6 +116,9 @@ class Run:
       if not self.config.model_path:
         self._track()
       yield
+    except (OSError, tf.errors.OpError):
+      self.check_claim()  # a directory that is gone explains any of them
+      raise
     finally:
       if self._lock:
         self._lock.release()

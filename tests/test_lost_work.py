@@ -89,7 +89,7 @@ class LostWorkTest(ProgramCase):
     folder = self.folder / "overwrite"
     self.assertEqual(results(folder)["epochs"], 1)
     self.assertNotIn("epoch-2.index", os.listdir(folder / "checkpoints"))
-    self.assertNotIn("overwrite", (folder / "config.flags").read_text())
+    self.assertNotIn("--overwrite", (folder / "config.flags").read_text())
 
   def start(self, name, **flags):
     flags = {**self.flags, "epochs": 500, "model_dir": self.folder / name, **flags}
