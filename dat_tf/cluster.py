@@ -211,6 +211,10 @@ def all_workers_texts(strategy: tf.distribute.Strategy, text: str) -> list[str]:
 
   encoded = text.encode()
   longest = all_workers_max(strategy, len(encoded))
+  if not longest:
+    return [""] * max(
+      1, strategy.num_replicas_in_sync // compat.local_replicas(strategy)
+    )
   # Of few lengths: each has a graph of its own.
   length = 1024
   while length < longest:
