@@ -158,7 +158,7 @@ def fault(path: str) -> Optional[str]:
     for each in (file, *(os.path.join(directory, one) for one in data)):
       with tf.io.gfile.GFile(each, "rb") as opened:
         opened.read(1)
-    reader = tf.train.load_checkpoint(path)
+    reader = _reader(path)
     file = os.path.join(directory, data[0]) if data else f"{path}.data-00000-of-00001"
     for tensor in reader.get_variable_to_shape_map():
       reader.get_tensor(tensor)
@@ -173,11 +173,16 @@ def fault(path: str) -> Optional[str]:
 
 def may_hold(path: str, model: keras.Model) -> bool:
   """Whether among the shapes in a checkpoint are those of all of a model's weights."""
-  stored = (tuple(shape) for _, shape in tf.train.list_variables(path))
+  stored = map(tuple, _reader(path).get_variable_to_shape_map().values())
   return not (
     collections.Counter(tuple(weight.shape) for weight in model.weights)
     - collections.Counter(stored)
   )
+
+
+def _reader(path: str) -> Any:
+  # `tf.train.load_checkpoint` takes a path in some object stores for a directory.
+  return tf.compat.v1.train.NewCheckpointReader(path)
 
 
 def remove_leftovers(directory: str) -> None:

@@ -217,6 +217,15 @@ def preprocess_input(constructor: Callable[..., Any]) -> Callable[[Any], Any]:
   return sys.modules[constructor.__module__].preprocess_input
 
 
+def keras_metadata(saved_model: str) -> str:
+  """The path at which Keras 2 describes its layers in a SavedModel.
+
+  Versions: Keras 2, all. Needed to look for code in it before it is loaded. Waits for
+  such a look in Keras.
+  """
+  return os.path.join(saved_model, "keras_metadata.pb")
+
+
 def is_written_by_keras_2(saved_model: str) -> bool:
   """Whether a SavedModel is a whole Keras 2 model, which `load_model` opens.
 
@@ -225,7 +234,7 @@ def is_written_by_keras_2(saved_model: str) -> bool:
   """
   import tensorflow as tf
 
-  return tf.io.gfile.exists(os.path.join(saved_model, "keras_metadata.pb"))
+  return tf.io.gfile.exists(keras_metadata(saved_model))
 
 
 def saved_model_proto(content: bytes) -> Any:

@@ -91,7 +91,7 @@ class Lock:
       owner = json.loads(files.read_text(self.path) or "{}")
       int(owner["pid"])
       return {name: str(owner[name]) for name in ("host", "pid", "since")}
-    except (ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError):
       return {}
 
   def _check_owner(self) -> None:

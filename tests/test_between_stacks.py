@@ -34,7 +34,8 @@ from dat_tf.run import Run
 path, *flags = sys.argv[1:]
 cluster = Cluster.from_environment()
 run = Run(config_lib.parse(["run_dat.py", *flags]), cluster)
-assert run.restored_epochs() == 1
+with run.claimed():
+  assert run.restored_epochs() == 1
 optimizer, classifier = run.model.optimizer, run.model.classifier
 values = {f"weight{i}": v for i, v in enumerate(classifier.weights)}
 for i, variable in enumerate(classifier.trainable_variables):

@@ -46,7 +46,7 @@ class KerasTest(tf.test.TestCase):
     names = (
       r"tensorflow\.python|tensorflow\.tsl|tensorflow\.compiler|_supports_tf_logs"
       r"|_keras_history|inbound_nodes|_create_all_weights|__class__ = |_get_writer"
-      r"|\._address|keras_metadata|distribute_reduction_method|_fallback_apply_state"
+      r"|\._address\b|keras_metadata\.pb|distribute_reduction_method|_fallback_apply_state"
       r"|preprocess_input\b(?!\(constructor\)|$)|tf\.keras\.\w+\("
     )
     package = os.path.dirname(compat.__file__)

@@ -40,7 +40,9 @@ class DirectoryTest(ConfigCase):
     return output.getvalue()
 
   def assert_damaged(self, path, **values):
-    with self.assertRaisesRegex(UserError, f"{path} cannot be read") as caught:
+    with self.assertRaisesRegex(
+      UserError, f"{path} (cannot be read|is not UTF-8)"
+    ) as caught:
       self.check(**values)
     self.assertLen(str(caught.exception).splitlines(), 1)
 
@@ -90,7 +92,7 @@ class DirectoryTest(ConfigCase):
     self.assertEqual(self.names(), sorted(kept))
 
   def test_names_that_tensorflow_takes_for_patterns(self):
-    for name in ("lr[0.1]", "what?", "all*", "a\\b", "a\nb"):
+    for name in ("lr[0.1]", "what?", "all*", "a\\b"):
       self.assert_refused(model_dir=name, names=["--model_dir=", "pattern"])
       self.assert_refused(
         pseudo_label_dir=name, names=["--pseudo_label_dir=", "pattern"]

@@ -194,8 +194,9 @@ def _run_on_records(*flags):
   flags = [flag.replace("WORKER", str(cluster.index)) for flag in flags]
   config = config_lib.parse(["run_dat.py", *flags])
   run = Run(config, cluster)
-  training.train(run)
-  evaluating.evaluate(run)
+  with run.claimed():
+    training.train(run)
+    evaluating.evaluate(run)
   return {
     "steps": run.inputs.train.steps,
     "weights": [v.numpy() for v in run.model.classifier.trainable_variables],

@@ -67,13 +67,12 @@ def load_keras(path: str, unsafe: bool = False) -> Any:
       not here.
     Exception: whatever Keras raises for what is no such model.
   """
-  if not unsafe:
-    _refuse_code(path)
+  load_model = keras.models.load_model
   version = _version_of_writer(path)
   if version.startswith("3."):
     load_model = _keras_3(path, version).saving.load_model
-  else:
-    load_model = keras.models.load_model
+  if not unsafe:
+    _refuse_code(path)
   return load_model(path, compile=False, safe_mode=not unsafe)
 
 
@@ -132,10 +131,9 @@ def _code_in(path: str) -> Iterator[str]:
   """What of a model runs code that is not TensorFlow's and Keras' own."""
   if tf.io.gfile.isdir(path):
     yield from _reaching_operations(os.path.join(path, "saved_model.pb"))
-    metadata = os.path.join(path, "keras_metadata.pb")
-    if tf.io.gfile.exists(metadata):
+    if compat.is_written_by_keras_2(path):
       # The modules that it names are not imported.
-      found = _code_in_texts(_read(metadata))
+      found = _code_in_texts(_read(compat.keras_metadata(path)))
       yield from (each for each in found if each == _LAMBDA)
     return
   content = _read(path)
