@@ -59,7 +59,8 @@ class LostWorkerTest(ProgramCase):
     # Of restarts without end: far longer than the test takes.
     flags |= {"mode": "evaluate", "attacks": "pgd-1000x1000"}
     line = self.lose(flags, signal.SIGKILL, "evaluating: ")
-    self.assertIn(" has ended: see", line)
+    # Clean accuracy, with collectives, may not be done by then.
+    self.assertRegex(line, r" (has ended|was lost): see")
 
   @pytest.mark.long
   def test_frozen_in_evaluation(self):
