@@ -49,8 +49,7 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
   for name in config.attacks:  # which may be none
     # Whether a source can be loaded is seen later.
     stand_in = tf.identity if config.source_model_path else None
-    for attack in make_attacks(name, parts.make_ball(config), source=stand_in):
-      attack.num_rounds(config.num_classes)
+    make_attacks(name, parts.make_ball(config), source=stand_in)
   try:
     this = Run(config, cluster)
     with this.claimed():

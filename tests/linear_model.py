@@ -17,11 +17,13 @@ DUAL = {LInfinity: 1, L2: 2, L1: np.inf}
 class Linear:
   """A linear classifier and images far from the ends of the range and each other."""
 
-  def __init__(self, near_classes=CLASSES, shape=(5, 5, 1), count=30):
+  def __init__(
+    self, near_classes=CLASSES, shape=(5, 5, 1), count=30, num_classes=CLASSES
+  ):
     """The other classes are out of reach."""
     rng = np.random.default_rng(0)
     self.shape, size = shape, np.prod(shape)
-    self.weights = rng.normal(size=(size, CLASSES)).astype("f4")
+    self.weights = rng.normal(size=(size, num_classes)).astype("f4")
     self.images = rng.uniform(0.4, 0.6, (400, *shape)).astype("f4")
     flat = self.images.reshape(len(self.images), -1)
     self.bias = -(flat @ self.weights).mean(axis=0)

@@ -25,7 +25,6 @@ from dat_tf.attacks.iterative import (
   select,
   unfooled,
 )
-from dat_tf.errors import UserError
 from dat_tf.objectives.losses import cross_entropy
 
 _MOMENTUM = 0.75
@@ -92,12 +91,6 @@ class APGD:
     return len(self._schedule().first)
 
   def num_rounds(self, num_classes: int) -> int:
-    kind, needed = ("targeted DLR", 4) if self.targets else ("DLR", 3)
-    if self.loss in (losses.dlr, losses.targeted_dlr) and num_classes < needed:
-      raise UserError(
-        f"The {kind} loss needs {needed} classes, the model has {num_classes}: use "
-        "apgd-ce, fab-t and square instead."
-      )
     return self.restarts * max(min(self.targets, num_classes - 1), 1)
 
   def start(self, examples: Examples) -> State:

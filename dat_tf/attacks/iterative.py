@@ -81,11 +81,7 @@ class Iterative(Protocol):
   def stop_norm(self) -> float: ...
 
   def num_rounds(self, num_classes: int) -> int:
-    """Restarts and target classes: rounds for an example that withstands them all.
-
-    Raises:
-      UserError: the attack needs more classes.
-    """
+    """Restarts and target classes: rounds for an example that withstands them all."""
 
   def num_steps(self, size: int) -> int:
     """How often `step` is called in a round, for images of so many pixel values."""

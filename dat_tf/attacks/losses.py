@@ -5,6 +5,8 @@ All grow with the attack's success; labels are int [B], logits [B, classes].
 
 from __future__ import annotations
 
+from typing import Union
+
 import tensorflow as tf
 
 
@@ -17,17 +19,28 @@ def dlr(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   """The difference of logits ratio (Croce & Hein, ICML 2020), [B].
 
   The margin over the distance from the largest to the third largest logit: neither a
-  shift of the logits nor their scale changes it. Three classes at least.
+  shift of the logits nor their scale changes it. The paper defines it for three classes
+  or more; of two classes this is the margin alone.
   """
-  largest = tf.math.top_k(logits, 3).values
-  return margin(logits, labels) / (largest[:, 0] - largest[:, 2] + 1e-12)
+  return margin(logits, labels) / _scale(logits, 3)
 
 
 def targeted_dlr(logits: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-  """DLR towards a class of choice, int [B]; [B]. Four classes at least."""
-  largest = tf.math.top_k(logits, 4).values
-  scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2.0
-  return (chosen(logits, targets) - chosen(logits, labels)) / (scale + 1e-12)
+  """DLR towards a class of choice, int [B]; [B].
+
+  The target's logit less the label's, over the distance from the largest logit to the
+  mean of the third and the fourth. The paper defines it for four classes or more; of
+  three classes this takes the third logit for that mean, of two it divides by nothing.
+  """
+  return (chosen(logits, targets) - chosen(logits, labels)) / _scale(logits, 4)
+
+
+def _scale(logits: tf.Tensor, most: int) -> Union[tf.Tensor, float]:
+  """The largest logit less the mean of the third to the `most`-th; [B]."""
+  if logits.shape[1] < 3:
+    return 1.0
+  largest = tf.math.top_k(logits, min(most, logits.shape[1])).values
+  return largest[:, 0] - tf.reduce_mean(largest[:, 2:], axis=1) + 1e-12
 
 
 def chosen(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:

@@ -31,6 +31,8 @@ _SQUARE = 0.002
 # AutoAttack's: of an image's logits' norm. A GPU that adds in another order stays below
 # it.
 _RANDOM = 1e-4
+# The classes that the losses of these attacks are defined for (attacks.losses).
+_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 
 def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
@@ -134,6 +136,15 @@ def from_outcomes(
         f"{chance:.1%} would be. The model may be for other data, other pixels "
         "(--input_range) or classes in another order (--first_label)"
       )
+    for one in sequence:
+      needed = _CLASSES.get(one.removeprefix(TRANSFER), 0)
+      if num_classes < needed:
+        found[f"few_classes_for_{one}"] = (
+          f"the loss of {one} is defined for {needed} classes or more, and there are "
+          f"{num_classes}: it climbed the difference of two logits"
+          + (" over the distance to the third" if num_classes == 3 else "")
+          + ", so figures compare with no published ones"
+        )
     is_black_box = np.array(
       [one == "square" or one.startswith(TRANSFER) for one in sequence]
     )

@@ -279,6 +279,16 @@ class FromOutcomesTest(tf.test.TestCase):
     self.assertEqual(self.warned(probes, deepfool=more), set())
     self.assertEqual(self.warned(probes, fgsm=few, deepfool=more), set())
 
+  def test_losses_of_more_classes(self):
+    tables = {"autoattack": table(["apgd-ce", "apgd-t", "fab-t", "square"], [0] * 9)}
+    tables["transfer-apgd-dlr"] = table(["transfer-apgd-dlr"], [0] * 9)
+    for num_classes, too_few in (
+      (2, {"few_classes_for_apgd-t", "few_classes_for_transfer-apgd-dlr"}),
+      (3, {"few_classes_for_apgd-t"}),
+      (4, set()),
+    ):
+      self.assertEqual(names(checks.from_outcomes(tables, {}, num_classes)), too_few)
+
   def test_a_model_that_guesses(self):
     rows, none = table(["pgd-5"], []), np.zeros(1000, bool)
     probes = {"example_id": np.arange(1000), "noise_broken": none, "pgd_broken": none}

@@ -308,7 +308,6 @@ class WorkersTest(FolderCase):
       ("a", {"attacks": "pgd-5,autoatack"}, "No attack is called autoatack"),
       ("b", {"num_classes": 12}, "--num_classes=12"),
       ("c", {"probabilities": True}, "drop --probabilities"),
-      ("d", {"attacks": "apgd-t", "num_classes": 3}, "needs 4 classes"),
       ("e", {"attacks": "transfer-fgsm"}, "--source_model_path"),
       (
         "f",
