@@ -7,8 +7,9 @@ logits = model(images)                      # of images in [0, 1]
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -124,12 +125,9 @@ class UserModel:
         " x ".join("any" if size is None else str(size) for size in shape)
         for shape in (self._input, images.shape)
       )
-      batch_size = self._input[0]
       raise self._mistake(
         f"it takes images of {wanted} numbers, and would get {given}",
-        "give the data that it is for, or --image_size"
-        if batch_size in (None, len(images))
-        else f"set --global_batch_size={batch_size}",
+        _remedy(self._input.as_list(), list(images.shape)),
       )
     batch = tf.constant(images)
     try:
@@ -231,6 +229,24 @@ class UserModel:
 
   def _mistake(self, what: str, remedy: str) -> UserError:
     return UserError(f"--{self._flag}={self._path}: {what}; {remedy}.")
+
+
+def _remedy(wanted: list[Optional[int]], given: list[int]) -> str:
+  """What brings images of one shape to a model that takes another; both [B, ...]."""
+  if wanted[0] not in (None, given[0]):
+    return f"set --global_batch_size={wanted[0]}"
+  shape = tuple(given[1:])
+  layer = ""
+  if wanted[1:] == [math.prod(shape)]:
+    layer = "Flatten()"
+  elif wanted[1:] == [shape[2], *shape[:2]]:
+    layer = "Permute((3, 1, 2))"
+  if layer:
+    return (
+      "save it behind a layer that brings them to its shape, such as "
+      f"Sequential([Input({shape}), {layer}, model])"
+    )
+  return "give the data that it is for, or --image_size"
 
 
 @tf.custom_gradient

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import tempfile
 import unittest
@@ -301,6 +302,18 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
     )
     path = self.plain(lambda module, x: module.logits(x), shape=(1, *SHAPE))
     self.assert_refused(lambda: UserModel(path), "1 x 3 x 4 x 1.*--global_batch_size")
+
+  @parameterized.parameters(
+    ((1, 3, 4), "Permute((3, 1, 2))", tf.keras.layers.Permute((3, 1, 2))),
+    ((12,), "Flatten()", tf.keras.layers.Flatten()),
+  )
+  def test_a_layer_that_brings_images_to_the_shape(self, shape, advised, layer):
+    model = keras_model(shape=shape)
+    path = self.saved(model)
+    pattern = re.escape(f"Sequential([Input((3, 4, 1)), {advised}, model])")
+    self.assert_refused(lambda: UserModel(path), pattern)
+    wrapped = tf.keras.Sequential([tf.keras.Input(SHAPE), layer, model])
+    UserModel(self.saved(wrapped, "wrapped.keras")).check(IMAGES, CLASSES)
 
   def test_another_number_of_classes(self):
     path = self.saved(keras_model())
