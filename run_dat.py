@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dat_tf import config as config_lib
 from dat_tf.cluster import Cluster
 from dat_tf.errors import exit_on_user_error
-from dat_tf.startup import quiet
+from dat_tf.startup import own_temporary_directory, quiet
 
 
 def main(argv: Sequence[str]) -> None:
   config = config_lib.parse(argv)
   cluster = Cluster.from_environment()
+  own_temporary_directory()
   try:
     # TensorFlow is loaded only now: a mistake in the flags shows at once.
     with quiet():

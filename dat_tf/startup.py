@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import glob
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,6 +22,7 @@ from dat_tf.compat import NOISE
 from dat_tf.errors import UserError, exit_on_user_error
 
 _NOTHING = re.compile(rb"(?!)")
+_TEMPORARY = "dat-tf-"
 
 
 @contextlib.contextmanager
@@ -46,6 +51,43 @@ def quiet(noise: re.Pattern[bytes] = NOISE) -> Iterator[None]:
       for line in caught:
         if not noise.search(line):
           os.write(2, line)
+
+
+def own_temporary_directory() -> None:
+  """Gives this process a temporary directory of its own, until it ends.
+
+  TensorFlow's AutoGraph writes files there, some 30 a worker, and a process that is
+  killed removes none. The kernel holds a lock on the directory while the process lives;
+  the next process removes the directories that nobody holds.
+  """
+  parent = tempfile.gettempdir()
+  for path in glob.glob(os.path.join(glob.escape(parent), f"{_TEMPORARY}*")):
+    with contextlib.suppress(OSError):
+      held = _hold(path)
+      shutil.rmtree(path, ignore_errors=True)
+      os.close(held)
+  own = tempfile.mkdtemp(prefix=_TEMPORARY)
+  # Where the file system has no locks, nobody removes what another process has left.
+  with contextlib.suppress(OSError):
+    _hold(own)
+  os.makedirs(own, exist_ok=True)  # removed before it was held
+  atexit.register(shutil.rmtree, own, ignore_errors=True)
+  tempfile.tempdir = own
+
+
+def _hold(path: str) -> int:
+  """Locks a directory while the descriptor that it returns is open.
+
+  Raises:
+    OSError: another process holds it.
+  """
+  descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    os.close(descriptor)
+    raise
+  return descriptor
 
 
 def run_script(main: Callable[[Sequence[str]], Optional[int]]) -> None:

@@ -206,5 +206,48 @@ class ScriptTest(unittest.TestCase):
     self.assertNotIn("Traceback", done.stderr)
 
 
+# Keeps a temporary file, says so, and ends when it is told to.
+HOLDER = """
+import tempfile
+from dat_tf.startup import own_temporary_directory
+own_temporary_directory()
+file = tempfile.NamedTemporaryFile(delete=False)
+print(file.name, flush=True)
+input()
+"""
+
+
+class OwnTemporaryDirectoryTest(unittest.TestCase):
+  def start(self, parent):
+    process = subprocess.Popen(
+      [sys.executable, "-c", HOLDER],
+      cwd=ROOT,
+      env={**os.environ, "TMPDIR": parent},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.addCleanup(process.communicate)
+    self.addCleanup(process.kill)
+    return process, pathlib.Path(process.stdout.readline().strip())
+
+  def test_what_a_killed_process_left_goes_and_no_more(self):
+    with tempfile.TemporaryDirectory() as parent:
+      killed, left = self.start(parent)
+      living, kept = self.start(parent)
+      self.assertTrue(left.is_file())  # of a process that lives
+      killed.kill()
+      killed.wait()
+      self.assertTrue(left.is_file())
+      ends, own = self.start(parent)
+      self.assertFalse(left.parent.exists())
+      self.assertTrue(kept.is_file())
+      ends.communicate("\n")
+      self.assertFalse(own.parent.exists())
+      self.assertTrue(kept.is_file())
+      living.communicate("\n")
+      self.assertEqual(os.listdir(parent), [])
+
+
 if __name__ == "__main__":
   unittest.main()
