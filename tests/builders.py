@@ -6,7 +6,6 @@ import io
 import os
 import pathlib
 import subprocess
-import sys
 import types
 
 import numpy as np
@@ -14,8 +13,8 @@ import sklearn.datasets
 import tensorflow as tf
 from absl import flags
 from PIL import Image
+from programs import ROOT, run_program
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
@@ -57,14 +56,7 @@ def call(name: str, *arguments: str) -> tuple[str, str]:
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
   """Runs a builder as a process of its own."""
-  return subprocess.run(
-    [sys.executable, f"tfrecords/{name}.py", *arguments],
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return run_program([f"tfrecords/{name}.py", *arguments], os.environ)
 
 
 def records(directory: str, split: str) -> list:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -13,11 +12,11 @@ import sys
 import numpy as np
 import tensorflow as tf
 from folder_case import FolderCase
+from programs import ROOT, run_program
 from sklearn.datasets import load_digits
 
 from dat_tf.data import writing
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRAIN, TEST, BATCH = 96, 41, 32  # 3 steps an epoch, and a last test batch of 9
 STEPS = TRAIN // BATCH
 
@@ -51,12 +50,15 @@ def run_dat(flags, num_workers=1, **environment):
     for name, value in os.environ.items()
     if name not in ("TF_CONFIG", "TF_CPP_MIN_LOG_LEVEL")
   }
+  environment = {**inherited, **environment}
   words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+  if num_workers == 1:
+    return run_program(["run_dat.py", *words], environment)
   launcher = ["-m", "dat_tf.launch", f"--num_workers={num_workers}", "--"]
   return subprocess.run(
-    [sys.executable, *(launcher if num_workers > 1 else []), "run_dat.py", *words],
+    [sys.executable, *launcher, "run_dat.py", *words],
     cwd=ROOT,
-    env={**inherited, **environment},
+    env=environment,
     capture_output=True,
     text=True,
     timeout=300,

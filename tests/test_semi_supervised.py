@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from folder_case import FolderCase
+from program_case import run_dat
 from sklearn.datasets import load_digits
 
 from dat_tf.data import writing
 from record_files import example, read
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 LABELED, UNLABELED, TEST = 64, 110, 40
 FILES = 4  # of unlabelled images
 
@@ -40,15 +37,7 @@ def write_digits(folder):
 
 def run(num_workers, **flags):
   """run_dat.py on local workers; returns what it printed."""
-  command = [sys.executable, "-m", "dat_tf.launch", f"--num_workers={num_workers}"]
-  words = [f"--{name}={value}" for name, value in flags.items()]
-  done = subprocess.run(
-    [*command, "--", "run_dat.py", *words],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  done = run_dat(flags, num_workers)
   if done.returncode:
     raise RuntimeError(done.stdout + done.stderr)
   return done.stdout + done.stderr

@@ -5,16 +5,15 @@
 
     results = run_workers(_ranks, 2, 10)  # [10, 11]
 
-The processes are forked from one that has imported TensorFlow, but not used it: that
-import alone takes seconds.
+The processes are forked, as those of `programs`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
 import multiprocessing.connection
+import multiprocessing.synchronize
 import os
 import pickle
 import sys
@@ -22,11 +21,9 @@ import tempfile
 import traceback
 from typing import Any, Callable
 
+from programs import FORKED, become, leave
+
 from dat_tf.launch import free_addresses, split_cores
-
-_FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["dat_tf.evaluating", "dat_tf.training"])
-
 
 def run_workers(
   function: Callable[..., Any], num_workers: int, *args: Any
@@ -48,12 +45,14 @@ def run_workers(
     code = function.__code__.co_filename, function.__name__, args
     addresses, cores = free_addresses(num_workers), split_cores(num_workers)
     processes = []
+    all_done = FORKED.Barrier(num_workers)
     for index in range(num_workers):
       task = {"type": "worker", "index": index}
       tf_config = {"cluster": {"worker": addresses}, "task": task}
       environment = {**os.environ, "TF_CONFIG": json.dumps(tf_config)}
-      given = os.path.join(directory, str(index)), environment, cores[index], code
-      processes.append(_FORKED.Process(target=_answer, args=given, daemon=True))
+      path = os.path.join(directory, str(index))
+      given = path, environment, cores[index], code, all_done
+      processes.append(FORKED.Process(target=_answer, args=given, daemon=True))
       processes[-1].start()
     running = {process.sentinel: process for process in processes}
     failed = False
@@ -89,14 +88,14 @@ def _read(path: str, mode: str) -> Any:
 
 
 def _answer(
-  path: str, environment: dict[str, str], cores: set[int], code: tuple[Any, ...]
+  path: str,
+  environment: dict[str, str],
+  cores: set[int],
+  code: tuple[Any, ...],
+  all_done: multiprocessing.synchronize.Barrier,
 ) -> None:
   """Does in a worker what is asked for; its result is left at `path`."""
-  log = os.open(f"{path}.log", os.O_WRONLY | os.O_CREAT)
-  os.dup2(log, 1)
-  os.dup2(log, 2)
-  os.environ.clear()
-  os.environ.update(environment)
+  become([f"{path}.log"] * 2, environment)
   if cores:
     os.sched_setaffinity(0, cores)
   filename, name, args = code
@@ -108,11 +107,8 @@ def _answer(
     result = getattr(module, name)(*args)
     with open(path, "wb") as file:
       pickle.dump(result, file)
+    all_done.wait()  # another may still be receiving what this one has sent
   except BaseException:
     traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(0)
+    leave(1)
+  leave(0)
