@@ -16,7 +16,6 @@ from PIL import Image
 from programs import ROOT, run_program
 
 
-
 @contextlib.contextmanager
 def loaded(name: str):
   """A builder as a module, while its flags are defined.

@@ -1,7 +1,7 @@
 """Runs a program of the project in a process of its own.
 
-The process is forked from one that has imported TensorFlow, but not used it: that import
-alone takes seconds. What a program prints while it imports is for `subprocess` to test.
+The process is forked from one that has imported TensorFlow, but not used it: that
+import alone takes seconds. What a program prints while it imports is not seen.
 """
 
 from __future__ import annotations

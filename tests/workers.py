@@ -25,6 +25,7 @@ from programs import FORKED, become, leave
 
 from dat_tf.launch import free_addresses, split_cores
 
+
 def run_workers(
   function: Callable[..., Any], num_workers: int, *args: Any
 ) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from dat_tf import hashing
-from dat_tf.attacks import losses, norms
+from dat_tf.attacks import norms
 from dat_tf.attacks.gradient import evaluated
 from dat_tf.attacks.iterative import (
   Classifier,
