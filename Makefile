@@ -11,7 +11,9 @@ VENV := .venv$(addprefix -,$(STACK))
 export DAT_TF_STACK := $(STACK)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-PYTEST = $(VENV)/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile
+# The longest files come first (tests/conftest.py), so that both workers end together.
+PYTEST = $(VENV)/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile \
+  --no-loadscope-reorder
 # What another TensorFlow is most likely to break.
 QUICK := tests/attacks tests/communication tests/models tests/optimizers \
   tests/test_adversarial_model.py tests/test_checkpointing.py tests/test_cluster.py \

@@ -50,13 +50,15 @@ def run_dat(flags, num_workers=1, **environment):
     for name, value in os.environ.items()
     if name not in ("TF_CONFIG", "TF_CPP_MIN_LOG_LEVEL")
   }
+  # Another PYTHONPATH asks for an interpreter that has imported nothing yet.
+  is_fresh = "PYTHONPATH" in environment
   environment = {**inherited, **environment}
   words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-  if num_workers == 1:
+  if num_workers == 1 and not is_fresh:
     return run_program(["run_dat.py", *words], environment)
   launcher = ["-m", "dat_tf.launch", f"--num_workers={num_workers}", "--"]
   return subprocess.run(
-    [sys.executable, *launcher, "run_dat.py", *words],
+    [sys.executable, *(launcher if num_workers > 1 else []), "run_dat.py", *words],
     cwd=ROOT,
     env=environment,
     capture_output=True,

@@ -17,6 +17,8 @@ import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 
+from dat_tf import stack
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["dat_tf.evaluating", "dat_tf.training"])
@@ -70,6 +72,7 @@ def leave(code: int) -> None:
 
 def _run(outputs: list[str], words: list[str], environment: dict[str, str]) -> None:
   become(outputs, environment)
+  stack.prepare()  # as the import of the package, which was before
   os.chdir(ROOT)
   also = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
   sys.path[:0] = [str((ROOT / words[0]).parent), *also]
