@@ -101,7 +101,10 @@ setup(
   description="Distributed adversarial training of robust image classifiers",
   license="Apache-2.0",
   packages=find_packages(include=["dat_tf", "dat_tf.*"]),
-  package_data={"dat_tf.reporting": ["page.html", "page.css"]},
+  package_data={"dat_tf": ["py.typed"], "dat_tf.reporting": ["page.html", "page.css"]},
+  entry_points={
+    "console_scripts": ["dat-tf=dat_tf.__main__:run", "dat-tf-launch=dat_tf.launch:run"]
+  },
   python_requires=">=3.9,<3.14",
   install_requires=[
     *of_stack(CLASSIC, STACKS[CHOSEN or "modern"]),

@@ -125,7 +125,7 @@ class Attacks:
 
   def norms(self, keys: Sequence[str], images: Any, labels: Any) -> np.ndarray:
     """Of the perturbations that attacks found, one after the other; [N]."""
-    chain = [attack for key in keys for attack in make_attacks(*ATTACKS[key])]
+    chain = [attack for key in keys for attack in make_attacks(*ATTACKS[key]).values()]
     evaluator = Evaluator(self.classifier, {"chain": chain})
     _, outcomes = evaluator(images, labels, np.arange(len(images)))
     return outcomes["chain"].norm
@@ -188,7 +188,7 @@ def measure_color(
   for norm, ball in balls.items():
     names = "square", "apgd-ce"
     evaluator = Evaluator(
-      classifier, {name: make_attacks(name, ball) for name in names}
+      classifier, {name: make_attacks(name, ball).values() for name in names}
     )
     _, outcomes = evaluator(images, labels, np.arange(len(images)))
     robust = [100.0 * outcomes[name].robust_accuracy for name in names]

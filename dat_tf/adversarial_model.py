@@ -12,15 +12,24 @@ model.fit(dataset, epochs=10)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Callable, Optional, Union
+import functools
+from collections.abc import Iterator
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 
 from dat_tf import compat, examples, hashing
 from dat_tf.agreement import Agreement, AverageStatistics
-from dat_tf.attacks.interleaved import Interleaved, Pass
+from dat_tf.attacks.attack import Attack
+from dat_tf.attacks.passes import (
+  Compiled,
+  InParts,
+  MinMax,
+  Pass,
+  TrainingPass,
+  training_pass_of,
+)
 from dat_tf.communication import AllReduce, MeanAllReduce
 from dat_tf.compat import keras
 from dat_tf.errors import UserError
@@ -29,13 +38,13 @@ from dat_tf.models.averaging import WeightAverage
 from dat_tf.objectives import (
   AdversarialTraining,
   Batch,
-  Evaluated,
+  CleanTraining,
   Objective,
+  correct,
   cross_entropy,
-  hits,
 )
 
-Attack = Callable[..., tf.Tensor]
+__all__ = ["AdversarialModel"]
 
 NON_FINITE = "The loss or its gradient is not finite at step"
 
@@ -57,12 +66,11 @@ class AdversarialModel(keras.Model):
   means of workers' means, are reduced, and divided by the global sum of the weights.
 
   The optimizer is a `tf.keras.optimizers.legacy.Optimizer`, such as all those of
-  `dat_tf.optimizers`. `compile` takes no loss and no metrics: `fit` and `evaluate`
-  report `loss`, `accuracy` (clean) and `robust_accuracy` (under attack), both on
-  labelled examples, and, in training,
-  `gradient_norm` and what the all-reduce tells of itself, in evaluation, the
-  `examples` counted and, after certified training, `certified_accuracy`. Every
-  worker sees the same numbers, but for the all-reduce's.
+  `dat_tf.optimizers`. `fit` and `evaluate` report `loss`, `accuracy` (clean) and
+  `robust_accuracy` (under attack), both on labelled examples; in training
+  `gradient_norm` and what the all-reduce tells of itself; in evaluation the `examples`
+  counted and, after certified training, `certified_accuracy`. Every worker sees the
+  same numbers, but for the all-reduce's.
 
   Callbacks of `fit` may stop the run or change the learning rate, on any worker: the
   workers agree at the end of the epoch. A stop that is asked for during an epoch takes
@@ -72,8 +80,9 @@ class AdversarialModel(keras.Model):
   def __init__(
     self,
     classifier: keras.Model,
-    attack: Union[Attack, Interleaved, None],
+    attack: Union[Attack, TrainingPass, None],
     objective: Optional[Objective] = None,
+    *,
     all_reduce: Optional[AllReduce] = None,
     evaluation_attack: Optional[Attack] = None,
     attack_in_training_mode: bool = False,
@@ -88,20 +97,19 @@ class AdversarialModel(keras.Model):
 
     Args:
       classifier: Keras model from images [B, H, W, C] in [0, 1] to logits.
-      attack: makes the adversarial images of training (`dat_tf.attacks`); None trains
-        on the images as they are. If it has a method `for_batch`, what that makes of
-        the batch is called instead; an `Interleaved` one also does the training pass.
-      objective: what is minimised (`dat_tf.objectives`); clean plus adversarial
-        cross-entropy unless given.
+      attack: makes the adversarial images of training (`dat_tf.attacks`), or is a
+        training pass itself, as `Free` and `YOPO` are; None trains on clean images.
+      objective: what is minimised (`dat_tf.objectives`). Unless given it is clean plus
+        adversarial cross-entropy, and without an attack the clean one alone.
       all_reduce: averages gradients (`dat_tf.communication`); float32 unless given.
       evaluation_attack: the attack of `evaluate`; as in training unless given.
       attack_in_training_mode: attack with batch-norm in training mode, which also
         updates its statistics. The default attacks the network as it will be used.
-      seed: of all random starts.
+      seed: of all random starts, at least 0.
       prepare: changes each batch of training first (`dat_tf.objectives.mixing`).
       accumulation: number of equal parts of a replica's batch that go through attack
         and network one after another, for batches beyond memory.
-      clip_norm: greatest length of a replica's gradient of the mean loss, of all
+      clip_norm: maximum norm of each replica's gradient of the mean loss, of all
         weights together, before it is averaged with the others'; None for no bound.
       average: keeps an average of the classifier's weights (`dat_tf.models.averaging`),
         which is what `evaluate` evaluates.
@@ -113,7 +121,7 @@ class AdversarialModel(keras.Model):
         evaluate with, or it cannot be done in parts.
     """
     super().__init__()
-    if isinstance(attack, Interleaved):
+    if isinstance(attack, TrainingPass):
       name = type(attack).__name__
       if evaluation_attack is None:
         raise UserError(f"{name} only trains: give an evaluation_attack, such as PGD.")
@@ -123,21 +131,54 @@ class AdversarialModel(keras.Model):
       evaluation_attack = evaluation_attack or attack
     self.classifier = classifier
     self.attack = attack
-    self.objective = objective or AdversarialTraining()
+    self.objective = objective or (AdversarialTraining() if attack else CleanTraining())
     self.all_reduce = all_reduce or MeanAllReduce()
     self.evaluation_attack = evaluation_attack
-    self._attack_mode = attack_in_training_mode
-    self._seed = seed
-    self._prepare, self._accumulation = prepare, accumulation
-    self._clip_norm, self.average = clip_norm, average
-    self._uses_xla = jit_compile  # Keras has a `_jit_compile` of its own
+    self.average = average
+    self._attack_and_differentiate = training_pass_of(attack)
+    if jit_compile:
+      self._attack_and_differentiate = Compiled(self._attack_and_differentiate)
+    if accumulation > 1:
+      self._attack_and_differentiate = InParts(
+        self._attack_and_differentiate, accumulation
+      )
+    self._min_max = MinMax(
+      self.objective,
+      functools.partial(classifier, training=attack_in_training_mode),
+      self._differentiate,
+    )
+    self._prepare = prepare or (lambda batch: batch)
+    self._seed, self._clip_norm = seed, clip_norm
     compat.report_first_replica(self)
     self._totals = tf.Variable(
-      tf.zeros(6),
+      tf.zeros(len(Sums._fields)),
       trainable=False,
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
       name="totals",
     )
+
+  def compile(
+    self, optimizer: keras.optimizers.legacy.Optimizer, **kwargs: Any
+  ) -> None:
+    """As `tf.keras.Model.compile`; loss and metrics are the model's own.
+
+    Raises:
+      UserError: the optimizer is of another kind, or a loss or metrics were given.
+    """
+    if not isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+      raise UserError(
+        f"The optimizer is {optimizer!r}: give one of tf.keras.optimizers.legacy or "
+        "dat_tf.optimizers, such as LAMB(0.01)."
+      )
+    ignored = sorted(
+      {"loss", "metrics", "loss_weights", "weighted_metrics"} & {*kwargs}
+    )
+    if ignored:
+      raise UserError(
+        f"compile takes no {ignored[0]}: the objective is the model's, and fit and "
+        "evaluate report loss and accuracies."
+      )
+    super().compile(optimizer=optimizer, **kwargs)
 
   def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
     """Logits [B, classes] of images [B, H, W, C] in [0, 1]."""
@@ -146,111 +187,84 @@ class AdversarialModel(keras.Model):
   def train_step(self, data: Any) -> dict[str, tf.Tensor]:
     """One step on this replica's data; returns the means over the epoch so far."""
     step = self.optimizer.iterations
-    batch = self._unpack(data, step)
-    if self._prepare:
-      batch = self._prepare(batch)
+    batch = self._prepare(self._unpack(data, step))
     with batch_norm.warmed_up_momentum(self.classifier, step):
-      loss, evaluated, gradients = self._loss_and_gradients(batch)
-    variables = self.classifier.trainable_variables
-    size = batch.size
-    if self._clip_norm is not None:
-      longest = self._clip_norm * tf.reduce_sum(batch.weights) / size
-      # A batch of nothing but padding has a gradient of 0, and would divide 0 by 0.
-      longest = tf.maximum(longest, np.finfo(np.float32).tiny)
-      gradients, _ = tf.clip_by_global_norm(gradients, longest)
-    figures = _figures(batch, loss, *evaluated[1:])
-    # The figures travel with the gradients.
-    names = [variable.name for variable in variables]
-    (*gradients, figures), sending = self.all_reduce(
-      [*gradients, figures], [*names, "figures"], step
-    )
-    gradients = [gradient * (size / figures[0]) for gradient in gradients]
-    gradients, gradient_norm = _checked_finite(gradients, figures[1], step)
+      # max over the perturbations, then the gradient at the images that it leads to
+      done = self._attack_and_differentiate(batch, self._min_max)
+    sums = _sums(batch, done.loss, *done.evaluated[1:])
+    gradients = self._clipped(done.gradients, batch)
+    # Quantized or not; the sums travel with the gradients.
+    gradients, sums, sending = self._reduced(gradients, sums, batch.size, step)
+    gradients, gradient_norm = _checked_finite(gradients, sums.loss, step)
+    # min over the weights, at layer-wise rates
     self.optimizer.apply_gradients(
-      zip(gradients, variables), experimental_aggregate_gradients=False
+      zip(gradients, self.classifier.trainable_variables),
+      experimental_aggregate_gradients=False,
     )
     if self.average:
       self.average.update(self.optimizer.iterations)
-    logs = self._add(figures, self.attack)
+    logs = self._add(sums, self.attack)
     return {**logs, "gradient_norm": gradient_norm, **sending}
-
-  def _loss_and_gradients(
-    self, batch: Batch
-  ) -> tuple[tf.Tensor, Evaluated, list[tf.Tensor]]:
-    """The loss, summed over the batch, what it came from, and its gradients / B."""
-    attack_and_differentiate = self._attack_and_differentiate
-    if self._uses_xla:
-      attack_and_differentiate = tf.function(attack_and_differentiate, jit_compile=True)
-    if self._accumulation == 1:
-      return attack_and_differentiate(batch)[:3]
-    losses: list[tf.Tensor] = []
-    evaluated: list[Evaluated] = []
-    gradients: list[tf.Tensor] = []
-    parts = batch.parts(self._accumulation)
-    for part in parts:
-      # A part waits for the one before: otherwise all would be in memory together.
-      with tf.control_dependencies(gradients):
-        part = part._replace(images=tf.identity(part.images))
-        done = attack_and_differentiate(part)
-      losses.append(done.loss)
-      evaluated.append(done.evaluated)
-      gradients = (
-        [total + term for total, term in zip(gradients, done.gradients)]
-        if gradients
-        else done.gradients
-      )
-    share = parts[0].size / batch.size
-    return (
-      tf.add_n(losses),
-      Evaluated(*(tf.concat(tensors, axis=0) for tensors in zip(*evaluated))),
-      [share * gradient for gradient in gradients],
-    )
-
-  def _attack_and_differentiate(self, batch: Batch) -> Pass:
-    if isinstance(self.attack, Interleaved):
-      return self.attack.train(self._differentiate, batch)
-    if not self.attack:
-      return self._differentiate(batch, batch.images)
-    attack = self.attack
-    if hasattr(attack, "for_batch"):
-      attack = attack.for_batch(batch)
-    classifier = lambda x: self.classifier(x, training=self._attack_mode)  # noqa: E731
-    adversarial = attack(
-      classifier,
-      batch.images,
-      self.objective.attack_targets(classifier, batch),
-      batch.keys,
-      self.objective.attack_loss,
-    )
-    return self._differentiate(batch, tf.stop_gradient(adversarial))
 
   def _differentiate(
     self,
     batch: Batch,
     adversarial: tf.Tensor,
     classifier: Optional[Callable[..., tf.Tensor]] = None,
-    slope_by: Optional[Callable[[], tf.Tensor]] = None,
+    with_respect_to: Optional[Callable[[], tf.Tensor]] = None,
   ) -> Pass:
-    """One pass forward and backward; see `Interleaved` for the last two arguments."""
-    sources = list(self.classifier.trainable_variables)
+    """One pass forward and backward, as `passes.Differentiate` has it."""
+    variables = self.classifier.trainable_variables
     with tf.GradientTape() as tape:
-      if slope_by:
+      if with_respect_to:
         tape.watch(adversarial)
       evaluated = self.objective(classifier or self.classifier, batch, adversarial)
       loss = tf.reduce_sum(batch.weights * evaluated.losses)
       if self.classifier.losses:  # the layers' own regularisers
         loss += tf.reduce_sum(batch.weights) * tf.add_n(self.classifier.losses)
-    if slope_by:
-      sources.append(slope_by())
+    also = [with_respect_to()] if with_respect_to else []
     # Per image of a full batch: sums over large ones would overflow in 16 bits.
     gradients = tape.gradient(
-      loss, sources, tf.constant(1.0 / batch.size), unconnected_gradients="zero"
+      loss,
+      [*variables, *also],
+      tf.constant(1.0 / batch.size),
+      unconnected_gradients="zero",
     )
-    slope = gradients.pop() if slope_by else None
+    input_gradient = gradients.pop() if also else None
     # TensorFlow leaves them open for dense layers on the tokens of an image.
-    shapes = [variable.shape for variable in self.classifier.trainable_variables]
-    gradients = [tf.ensure_shape(*each) for each in zip(gradients, shapes)]
-    return Pass(loss, evaluated, gradients, slope)
+    gradients = [tf.ensure_shape(g, v.shape) for g, v in zip(gradients, variables)]
+    return Pass(loss, evaluated, gradients, input_gradient)
+
+  def _clipped(self, gradients: list[tf.Tensor], batch: Batch) -> list[tf.Tensor]:
+    """The gradients of a batch, together no longer than `clip_norm`."""
+    if self._clip_norm is None:
+      return gradients
+    max_norm = self._clip_norm * tf.reduce_sum(batch.weights) / batch.size
+    # A batch of nothing but padding has a gradient of 0, and would divide 0 by 0.
+    max_norm = tf.maximum(max_norm, np.finfo(np.float32).tiny)
+    return tf.clip_by_global_norm(gradients, max_norm)[0]
+
+  def _reduced(
+    self, gradients: list[tf.Tensor], sums: Sums, size: float, step: tf.Tensor
+  ) -> tuple[list[tf.Tensor], Sums, dict[str, tf.Tensor]]:
+    """Averages over all replicas.
+
+    Args:
+      gradients: of the batch's summed loss, divided by `size`.
+      sums: of the batch.
+      size: B.
+      step: of training.
+
+    Returns:
+      The gradients of the mean loss, the mean of the sums, and what the all-reduce
+      tells of itself.
+    """
+    names = [variable.name for variable in self.classifier.trainable_variables]
+    (*gradients, stacked), sending = self.all_reduce(
+      [*gradients, tf.stack(sums)], [*names, "sums"], step
+    )
+    sums = Sums(*tf.unstack(stacked))
+    return [gradient * (size / sums.weight) for gradient in gradients], sums, sending
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
     """Clean and attacked accuracy; returns the means over all replicas so far."""
@@ -265,22 +279,25 @@ class AdversarialModel(keras.Model):
     losses = cross_entropy(adversarial_logits, batch.labels)
     loss = tf.reduce_sum(batch.weights * losses)
     certified = self.objective.certified(self.classifier, batch)
-    figures = tf.distribute.get_replica_context().all_reduce(
+    sums = tf.distribute.get_replica_context().all_reduce(
       tf.distribute.ReduceOp.SUM,
-      _figures(batch, loss, clean_logits, adversarial_logits, certified),
+      tf.stack(_sums(batch, loss, clean_logits, adversarial_logits, certified)),
     )
-    logs = {**self._add(figures, self.evaluation_attack), "examples": self._totals[0]}
+    logs = self._add(Sums(*tf.unstack(sums)), self.evaluation_attack)
+    totals = Sums(*tf.unstack(self._totals))
+    logs["examples"] = totals.weight
     if certified is not None:
       logs["certified_accuracy"] = tf.math.divide_no_nan(
-        self._totals[5], self._totals[2]
+        totals.certified, totals.labeled
       )
     return logs
 
   def fit(
-    self, *args: Any, callbacks: Sequence[Any] = (), **kwargs: Any
+    self, *args: Any, callbacks: Any = None, **kwargs: Any
   ) -> keras.callbacks.History:
     """As `tf.keras.Model.fit`; callbacks of all workers agree at each epoch's end."""
-    callbacks = [AverageStatistics(), *callbacks, Agreement()]
+    given = tf.nest.flatten(callbacks) if callbacks else []
+    callbacks = [AverageStatistics(), *given, Agreement()]
     return super().fit(*args, callbacks=callbacks, **kwargs)
 
   def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -324,15 +341,18 @@ class AdversarialModel(keras.Model):
   def reset_metrics(self) -> None:
     """Keras calls this before each epoch and each evaluation."""
     super().reset_metrics()
-    self._totals.assign(tf.zeros(6))
+    self._totals.assign(tf.zeros_like(self._totals))
 
-  def _add(self, figures: tf.Tensor, attack: object) -> dict[str, tf.Tensor]:
-    """Adds a batch's `_figures` to the epoch's; returns the epoch's means."""
-    totals = self._totals.assign_add(figures)
-    weight, loss, labeled, *hits = tf.unstack(totals[:5])
-    accuracy, robust_accuracy = (tf.math.divide_no_nan(x, labeled) for x in hits)
-    logs = {"loss": tf.math.divide_no_nan(loss, weight), "accuracy": accuracy}
-    return {**logs, "robust_accuracy": robust_accuracy} if attack else logs
+  def _add(self, sums: Sums, attack: object) -> dict[str, tf.Tensor]:
+    """Adds a batch's sums to the epoch's; returns the epoch's means."""
+    totals = Sums(*tf.unstack(self._totals.assign_add(tf.stack(sums))))
+    logs = {
+      "loss": tf.math.divide_no_nan(totals.loss, totals.weight),
+      "accuracy": tf.math.divide_no_nan(totals.correct, totals.labeled),
+    }
+    if attack:
+      logs["robust_accuracy"] = tf.math.divide_no_nan(totals.robust, totals.labeled)
+    return logs
 
   def _unpack(self, data: Any, step: tf.Tensor) -> Batch:
     outputs = self.classifier.outputs  # None of a subclass
@@ -360,29 +380,43 @@ class AdversarialModel(keras.Model):
     return Batch(images, labels, weights, keys, tf.ones_like(weights), step)
 
 
-def _figures(
+class Sums(NamedTuple):
+  """Sums over the examples of a batch or an epoch, each a scalar.
+
+  Attributes:
+    weight: of the examples' weights.
+    loss: of their losses.
+    labeled: of the weights of those whose label is known.
+    correct: of these, what is classified right as it is.
+    robust: of these, what is classified right under attack.
+    certified: of these, what is certified.
+  """
+
+  weight: tf.Tensor
+  loss: tf.Tensor
+  labeled: tf.Tensor
+  correct: tf.Tensor
+  robust: tf.Tensor
+  certified: tf.Tensor
+
+
+def _sums(
   batch: Batch,
   loss: tf.Tensor,
   clean_logits: tf.Tensor,
   adversarial_logits: tf.Tensor,
   certified: Optional[tf.Tensor] = None,
-) -> tf.Tensor:
-  """[6]: sums over a batch of weight, loss, labelled weight, and of what is right.
-
-  The last three are clean, robust and certified examples.
-  """
+) -> Sums:
   clean_logits = examples.checked_logits(clean_logits)
   labeled = batch.weights * batch.is_labeled
   is_certified = 0.0 if certified is None else tf.cast(certified, tf.float32)
-  return tf.stack(
-    [
-      tf.reduce_sum(batch.weights),
-      loss,
-      tf.reduce_sum(labeled),
-      tf.reduce_sum(labeled * hits(clean_logits, batch.labels)),
-      tf.reduce_sum(labeled * hits(adversarial_logits, batch.labels)),
-      tf.reduce_sum(labeled * is_certified),
-    ]
+  return Sums(
+    weight=tf.reduce_sum(batch.weights),
+    loss=loss,
+    labeled=tf.reduce_sum(labeled),
+    correct=tf.reduce_sum(labeled * correct(clean_logits, batch.labels)),
+    robust=tf.reduce_sum(labeled * correct(adversarial_logits, batch.labels)),
+    certified=tf.reduce_sum(labeled * is_certified),
   )
 
 

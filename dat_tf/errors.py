@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
+__all__ = ["UserError"]
+
 
 class UserError(Exception):
   """A mistake that the user can mend.
@@ -38,7 +40,7 @@ def exit_on_user_error(
         "or give gs://. (The package tensorflow-io adds s3:// to programs that import "
         "it.)"
       )
-    program = os.path.basename(sys.argv[0])
+    program = os.path.basename(sys.argv[0]).replace("__main__.py", "dat-tf")
     print(f"{program}: {shown(mistake)}", file=sys.stderr, flush=True)
     return 2
 

@@ -12,7 +12,6 @@ from absl import flags
 
 from dat_tf import cluster as cluster_lib
 from dat_tf import parts
-from dat_tf.attacks import interleaved
 from dat_tf.data import augment, comparison, mixture, pipeline, records, shards
 from dat_tf.errors import UserError
 
@@ -230,7 +229,7 @@ class Inputs:
         **common,
       )
       dataset = mixture.mixed(dataset, others, config.num_classes)
-    return interleaved.replayed(dataset, self._replays)
+    return mixture.replayed(dataset, self._replays)
 
   def evaluation_batches(
     self, source: Source, batch_size: Optional[int] = None

@@ -323,7 +323,12 @@ def main(argv: Sequence[str]) -> int:
   return outcome.exit_code
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+  """Runs the launcher and ends the process with its exit code."""
   # A reader that leaves, as in `... | head`, ends the launcher and so the workers.
   signal.signal(signal.SIGPIPE, signal.SIG_DFL)
   sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+  run()

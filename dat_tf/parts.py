@@ -12,7 +12,6 @@ from absl import flags
 
 from dat_tf import attacks, objectives, optimizers, startup
 from dat_tf import config as config_lib
-from dat_tf.adversarial_model import Attack
 from dat_tf.communication import (
   AllReduce,
   BucketQuantizer,
@@ -35,7 +34,7 @@ def make_attack(
   classifier: keras.Model,
   batch_shape: tuple[int, ...],
   steps_per_epoch: int,
-) -> Union[Attack, attacks.Interleaved, None]:
+) -> Union[attacks.Attack, attacks.TrainingPass, None]:
   """The attack of training, made in the strategy's scope; None trains on clean images.
 
   Args:
@@ -50,25 +49,26 @@ def make_attack(
   ball, name = make_ball(config), config.attack
   step_size, steps = config.step_size, config.attack_steps
   if config.objective == "llr":
-    return attacks.GainAscent(objectives.linearity_violation, ball, step_size, steps)
+    return attacks.PGD(ball, step_size, steps, gain=objectives.linearity_violation)
   if config.objective == "ig_norm":
     gain = functools.partial(
       objectives.attribution_norm, points=min(config.attribution_points, 10)
     )
-    return attacks.GainAscent(gain, ball, step_size, steps)
+    return attacks.PGD(ball, step_size, steps, gain=gain)
   if name == "none":
     return None
   if name == "nfgsm":
     return attacks.NFGSM(config.epsilon)
   if name == "momentum_pgd":
-    return attacks.MomentumPGD(ball, step_size, steps)
+    return attacks.PGD(ball, step_size, steps, direction=attacks.Momentum())
   if name == "wrm":
     return attacks.WRM(config.wasserstein_penalty, steps)
   if name == "free":
     return attacks.Free(ball, batch_shape, step_size)
   if name == "yopo":
     return attacks.YOPO(classifier, ball, step_size, steps, config.inner_steps)
-  pgd = attacks.PGD(ball, step_size, steps, random_start=name != "bim")
+  start = attacks.from_image if name == "bim" else attacks.from_random
+  pgd = attacks.PGD(ball, step_size, steps, start=start)
   if name == "warm_start_pgd":
     return attacks.WarmStart(pgd, batch_shape[1:])
   if name == "dynamic_pgd":

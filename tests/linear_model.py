@@ -57,7 +57,7 @@ class Linear:
     return float(np.sqrt(ordered[gap] * ordered[gap + 1]))
 
   def evaluate(self, ball, name):
-    return self.attacked(*make_attacks(name, ball))
+    return self.attacked(*make_attacks(name, ball).values())
 
   def attacked(self, *attacks):
     evaluator = Evaluator(self, {"attack": attacks}, batch_size=8)

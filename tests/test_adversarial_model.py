@@ -223,6 +223,43 @@ class TrainStepTest(tf.test.TestCase):
     model.fit(data, epochs=3, callbacks=[plateau], verbose=0)
     self.assertAllClose(model.optimizer.learning_rate, 0.005)
 
+  def test_without_an_attack_it_trains_on_clean_images_at_their_cost(self):
+    sizes = []
+    classifier = linear_classifier()
+
+    class Counted(tf.keras.Model):
+      trainable_variables = classifier.trainable_variables
+
+      def call(self, images, training=False):
+        sizes.append(images.shape[0])
+        return classifier(images)
+
+    model = AdversarialModel(Counted(), attack=None)
+    model.compile(optimizer=SGD(0.3), run_eagerly=True)
+    model.fit(dataset_of(batch_of(self.images, self.labels)), verbose=0)
+    self.assertEqual(sizes, [8])
+
+  def test_callbacks_in_every_form_that_keras_takes(self):
+    model = AdversarialModel(linear_classifier(), attack=None)
+    model.compile(optimizer=SGD(0.3))
+    epochs = []
+    callback = tf.keras.callbacks.LambdaCallback(
+      on_epoch_end=lambda epoch, logs: epochs.append(epoch)
+    )
+    data = dataset_of(batch_of(self.images, self.labels))
+    for callbacks in (None, [], callback, [callback], (callback,)):
+      model.fit(data, callbacks=callbacks, verbose=0)
+    self.assertEqual(epochs, [0, 0, 0])
+
+  def test_compile_refuses_what_it_would_ignore(self):
+    model = AdversarialModel(linear_classifier(), attack=None)
+    for name, value in (("loss", "mse"), ("metrics", ["accuracy"])):
+      with self.assertRaisesRegex(UserError, f"compile takes no {name}"):
+        model.compile(optimizer=SGD(0.3), **{name: value})
+    for optimizer in ("sgd", tf.keras.optimizers.SGD(0.3)):
+      with self.assertRaisesRegex(UserError, "keras.optimizers.legacy"):
+        model.compile(optimizer=optimizer)
+
 
 def hidden_classifier(batch_norm=False):
   layers = [

@@ -44,6 +44,7 @@ LAYERS = (
   ("run",),
   ("training", "evaluating"),
   ("modes",),
+  ("__main__",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 

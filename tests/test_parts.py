@@ -42,13 +42,13 @@ class AttackTest(tf.test.TestCase, parameterized.TestCase):
       {"attack": "pgd", "norm": "l1", "epsilon": 9, "step_size": 3, "attack_steps": 7},
       PGD(L1(9.0), 3.0, 7),
     ),
-    ({"attack": "bim", "attack_steps": 5}, PGD(BALL, 0.0625, 5, random_start=False)),
+    ({"attack": "bim", "attack_steps": 5}, PGD(BALL, 0.0625, 5, attacks.from_image)),
     ({"attack": "fgsm"}, PGD(BALL, 0.15625, 1)),
     ({"attack": "fgsm", "step_size": 0.5}, PGD(BALL, 0.5, 1)),
     ({"attack": "nfgsm"}, attacks.NFGSM(EPSILON, noise=2.0)),
     (
       {"attack": "momentum_pgd"},
-      attacks.MomentumPGD(BALL, 0.03125, 10, decay=1.0),
+      PGD(BALL, 0.03125, 10, direction=attacks.Momentum(1.0)),
     ),
     ({"attack": "wrm"}, attacks.WRM(0.385, 15)),
     (
@@ -65,12 +65,12 @@ class AttackTest(tf.test.TestCase, parameterized.TestCase):
     ),
     (
       {"attack": "bim", "epsilon_growing_epochs": 1},
-      attacks.Curriculum(PGD(BALL, 0.03125, 10, random_start=False), 0, 20),
+      attacks.Curriculum(PGD(BALL, 0.03125, 10, attacks.from_image), 0, 20),
     ),
     ({"attack": "none"}, None),
     (
       {"objective": "llr", "attack_steps": 2},
-      attacks.GainAscent(objectives.linearity_violation, BALL, BALL.epsilon, 2),
+      PGD(BALL, BALL.epsilon, 2, gain=objectives.linearity_violation),
     ),
   )
   def test_attacks_that_are_their_settings(self, values, expected):
@@ -84,7 +84,7 @@ class AttackTest(tf.test.TestCase, parameterized.TestCase):
       gain = attack.gain
       self.assertIs(gain.func, objectives.attribution_norm)
       self.assertEqual(gain.keywords, {"points": of_attack})
-    self.assertEqual(attack, attacks.GainAscent(gain, BALL, 0.15625, 2))
+    self.assertEqual(attack, PGD(BALL, 0.15625, 2, gain=gain))
 
   def test_warm_start(self):
     attack = make_attack(attack="warm_start_pgd", attack_steps=5)

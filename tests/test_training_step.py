@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf.adversarial_model import AdversarialModel
-from dat_tf.attacks import L2, PGD, LInfinity
+from dat_tf.attacks import L2, PGD, LInfinity, Scheduled
 from dat_tf.errors import UserError
 
 CLASSES = 4
@@ -57,7 +57,7 @@ class TrainStepTest(tf.test.TestCase, parameterized.TestCase):
     seen = []
 
     @dataclasses.dataclass(frozen=True)
-    class Spy(PGD):
+    class Spy(PGD, Scheduled):
       def for_batch(self, batch):
         tf.py_function(
           lambda *x: seen.append([int(x[0]), x[1].numpy().tolist()]),

@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from dat_tf import hashing
 from dat_tf.attacks import norms
-from dat_tf.attacks.gradient import evaluated
+from dat_tf.attacks.gradient import loss_and_gradient
 from dat_tf.attacks.iterative import (
+  Bounded,
   Classifier,
   Examples,
   State,
@@ -48,7 +49,7 @@ class _Schedule(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class APGD:
+class APGD(Bounded):
   """Auto-PGD.
 
       z       = project(x_k + step_size * steepest(grad loss))
@@ -81,10 +82,6 @@ class APGD:
   restarts: int = 1
   targets: int = 0
   samples: int = 1
-
-  @property
-  def stop_norm(self) -> float:
-    return norms.outer(self.ball.epsilon)
 
   def num_steps(self, size: int) -> int:
     del size
@@ -127,7 +124,7 @@ class APGD:
   ) -> State:
     extra = (examples.targets(self.restarts),) if self.targets else ()
     point = state["point"]
-    logits, loss, gradient = evaluated(
+    logits, loss, gradient = loss_and_gradient(
       classifier,
       point,
       lambda logits: self.loss(logits, examples.labels, *extra),

@@ -8,8 +8,9 @@ from typing import Callable
 import tensorflow as tf
 
 from dat_tf.attacks import norms
-from dat_tf.attacks.gradient import evaluated
+from dat_tf.attacks.gradient import loss_and_gradient
 from dat_tf.attacks.iterative import (
+  Bounded,
   Classifier,
   Examples,
   State,
@@ -20,7 +21,7 @@ from dat_tf.objectives.losses import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
-class Ascent:
+class Ascent(Bounded):
   """Projected gradient ascent; any of its points may be the adversarial one.
 
       v_{k+1} = momentum v_k + g / mean |g|,   g = grad loss(f(x_k), y)
@@ -48,10 +49,6 @@ class Ascent:
   random_start: bool = True
   loss: Callable[..., tf.Tensor] = cross_entropy
 
-  @property
-  def stop_norm(self) -> float:
-    return norms.outer(self.ball.epsilon)
-
   def num_steps(self, size: int) -> int:
     del size
     return self.steps + 1  # the last one looks at the last point
@@ -75,7 +72,7 @@ class Ascent:
     self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
   ) -> State:
     images, point = examples.images, state["point"]
-    logits, loss, gradient = evaluated(
+    logits, loss, gradient = loss_and_gradient(
       classifier, point, lambda logits: self.loss(logits, examples.labels)
     )
     fooled = examples.fooled(logits)

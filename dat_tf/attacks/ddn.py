@@ -12,10 +12,11 @@ import math
 import tensorflow as tf
 
 from dat_tf.attacks import norms
-from dat_tf.attacks.gradient import evaluated
+from dat_tf.attacks.gradient import loss_and_gradient
 from dat_tf.attacks.iterative import (
   Classifier,
   Examples,
+  Smallest,
   State,
   per_example,
   smaller,
@@ -25,7 +26,7 @@ from dat_tf.objectives.losses import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
-class DDN:
+class DDN(Smallest):
   """Smallest l2 perturbations.
 
       delta <- delta + step_k g / |g|,   radius <- radius (1 -+ change),
@@ -47,17 +48,6 @@ class DDN:
   change: float = 0.05
   first_radius: float = 1.0
 
-  @property
-  def stop_norm(self) -> float:
-    return 0.0
-
-  def num_steps(self, size: int) -> int:
-    del size
-    return self.steps + 1  # the last one looks at the last point
-
-  def num_rounds(self, num_classes: int) -> int:
-    return 1
-
   def start(self, examples: Examples) -> State:
     images = examples.images
     return {
@@ -70,7 +60,7 @@ class DDN:
     self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
   ) -> State:
     images, point = examples.images, state["point"]
-    logits, _, gradient = evaluated(
+    logits, _, gradient = loss_and_gradient(
       classifier, point, lambda logits: cross_entropy(logits, examples.labels)
     )
     gradient = norms.never_zero(gradient, examples.keys, k)

@@ -14,6 +14,7 @@ from dat_tf.attacks import hyperplane, norms
 from dat_tf.attacks.iterative import (
   Classifier,
   Examples,
+  Smallest,
   State,
   per_example,
   restarted,
@@ -28,7 +29,7 @@ _EXTRA = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepFool:
+class DeepFool(Smallest):
   """DeepFool in any norm.
 
   Each step takes the boundaries to the likeliest wrong classes for hyperplanes, and
@@ -49,13 +50,6 @@ class DeepFool:
   @property
   def stop_norm(self) -> float:
     return float(tf.float32.max)
-
-  def num_steps(self, size: int) -> int:
-    del size
-    return self.steps + 1  # the last one looks at the last point
-
-  def num_rounds(self, num_classes: int) -> int:
-    return 1
 
   def start(self, examples: Examples) -> State:
     return {**unfooled(examples.images), "way": tf.zeros_like(examples.images)}

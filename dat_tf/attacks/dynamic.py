@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Callable, Union
+from typing import Union
 
 import tensorflow as tf
 
 from dat_tf.attacks import norms
-from dat_tf.attacks.gradient import PGD, Logits, Loss
+from dat_tf.attacks.attack import Attack, Scheduled
+from dat_tf.attacks.pgd import PGD, Loss, from_image
 from dat_tf.errors import UserError
-from dat_tf.objectives.losses import cross_entropy, input_gradient
-from dat_tf.objectives.objective import Batch
+from dat_tf.objectives.losses import cross_entropy, gradient_of
+from dat_tf.objectives.objective import Batch, Classifier
 
 Number = Union[float, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicPGD:
+class DynamicPGD(Scheduled):
   """PGD in which each example stops once its perturbation has converged well enough.
 
       c(x_k) = max of <z - x_k, grad_k> over z in the ball
@@ -52,21 +53,22 @@ class DynamicPGD:
 
   def __call__(
     self,
-    classifier: Logits,
+    classifier: Classifier,
     images: tf.Tensor,
     labels: tf.Tensor,
     keys: tf.Tensor,
     loss: Loss = cross_entropy,
   ) -> tf.Tensor:
-    """Adversarial images; arguments as those of `PGD`."""
-    ball = self.attack.ball
+    """Adversarial images; arguments as `Attack`'s."""
+    ball, starts_at_image = self.attack.ball, self.attack.start is from_image
+    gain = self.attack.gain(classifier, images, labels, loss)
 
     def step(
       k: tf.Tensor, moved: tf.Tensor, active: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-      gradient = input_gradient(classifier, moved, labels, loss)
+      gradient = gradient_of(gain, moved)
       lost = tf.constant(False)
-      if not self.attack.random_start:
+      if starts_at_image:
         lost = norms.is_zero(gradient)
         gradient = norms.never_zero(gradient, keys, k)
       steepest = ball.steepest(gradient)
@@ -76,7 +78,7 @@ class DynamicPGD:
       ahead = ball.project(images, moved + self.attack.step_size * steepest)
       return k + 1, tf.where(active[:, None, None, None], ahead, moved), active
 
-    start = ball.random_start(keys, images) if self.attack.random_start else images
+    start = self.attack.start(ball, images, keys)
     _, moved, _ = tf.while_loop(
       lambda k, moved, active: tf.reduce_any(active),
       step,
@@ -87,7 +89,7 @@ class DynamicPGD:
 
 
 @dataclasses.dataclass(frozen=True)
-class Curriculum:
+class Curriculum(Scheduled):
   """PGD that grows to full strength in the course of training, in a line.
 
   At training step t, counted from 0, with r = min(1, (t + 1) / steps_growing), it has K
@@ -101,50 +103,41 @@ class Curriculum:
     attack: at full strength.
     steps_growing: training steps until K is full; 0 if it always is.
     epsilon_growing: training steps until radius and step size are; 0 likewise.
-    part: of the full strength, of K and of the radius, each in (0, 1].
   """
 
   attack: PGD
   steps_growing: int = 0
   epsilon_growing: int = 0
-  part: tuple[Number, Number] = (1.0, 1.0)
 
-  def for_batch(self, batch: Batch) -> Curriculum:
+  def for_batch(self, batch: Batch) -> PGD:
     """The attack at the batch's step."""
     done = tf.cast(batch.step, tf.float32) + 1.0
-    of_steps, of_epsilon = (
-      tf.minimum(done / growing, 1.0) if growing else 1.0
-      for growing in (self.steps_growing, self.epsilon_growing)
-    )
-    return dataclasses.replace(self, part=(of_steps, of_epsilon))
+    attack = self.attack
+    if self.steps_growing:
+      part = tf.minimum(done / self.steps_growing, 1.0)
+      # A hundredth of a step less: 0.7 * 10 is more than 7 in float32.
+      steps = tf.cast(tf.math.ceil(part * attack.steps - 0.01), tf.int32)
+      attack = dataclasses.replace(attack, steps=steps)
+    if self.epsilon_growing:
+      part = tf.minimum(done / self.epsilon_growing, 1.0)
+      ball = dataclasses.replace(attack.ball, epsilon=part * attack.ball.epsilon)
+      step_size = part * attack.step_size
+      attack = dataclasses.replace(attack, ball=ball, step_size=step_size)
+    return attack
 
   def __call__(
     self,
-    classifier: Logits,
+    classifier: Classifier,
     images: tf.Tensor,
     labels: tf.Tensor,
     keys: tf.Tensor,
     loss: Loss = cross_entropy,
   ) -> tf.Tensor:
-    """Adversarial images; arguments as those of `PGD`."""
-    attack = self.attack
-    # A hundredth of a step less: 0.7 * 10 is more than 7 in float32.
-    steps = tf.cast(tf.math.ceil(self.part[0] * attack.steps - 0.01), tf.int32)
-    ball = dataclasses.replace(attack.ball, epsilon=self.part[1] * attack.ball.epsilon)
-    step_size = self.part[1] * attack.step_size
-    start = ball.random_start(keys, images) if attack.random_start else images
-
-    def step(k: tf.Tensor, moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-      gradient = input_gradient(classifier, moved, labels, loss)
-      if not attack.random_start:
-        gradient = norms.never_zero(gradient, keys, k)
-      return k + 1, norms.ascend(ball, images, moved, gradient, step_size)
-
-    _, moved = tf.while_loop(lambda k, moved: k < steps, step, (tf.constant(0), start))
-    return norms.checked(ball, images, moved)
+    """Adversarial images of the full strength; arguments as `Attack`'s."""
+    return self.attack(classifier, images, labels, keys, loss)
 
 
-class WarmStart:
+class WarmStart(Scheduled):
   """PGD that starts at the perturbation with which an example ended the epoch before.
 
   After Zheng et al., "Efficient adversarial training with transferable adversarial
@@ -157,14 +150,14 @@ class WarmStart:
   workers; 190 GB for ImageNet. They are not in checkpoints: a continued run starts at
   random once more.
 
-  Called without `for_batch` it is PGD with a random start.
+  Called without `for_batch` it is PGD with its own start.
   """
 
   def __init__(self, attack: PGD, image_shape: Sequence[int]):
     """Makes an empty store.
 
     Args:
-      attack: ball, step size and number of steps; its start plays no part.
+      attack: what starts there, otherwise at its own start.
       image_shape: (height, width, channels) of every image.
     """
     self._attack = attack
@@ -180,17 +173,16 @@ class WarmStart:
 
   def __call__(
     self,
-    classifier: Logits,
+    classifier: Classifier,
     images: tf.Tensor,
     labels: tf.Tensor,
     keys: tf.Tensor,
     loss: Loss = cross_entropy,
   ) -> tf.Tensor:
-    """Adversarial images; arguments as those of `PGD`."""
-    start = self._attack.ball.random_start(keys, images)
-    return self._climb(classifier, images, start, labels, loss)
+    """Adversarial images; arguments as `Attack`'s."""
+    return self._attack(classifier, images, labels, keys, loss)
 
-  def for_batch(self, batch: Batch) -> Callable[..., tf.Tensor]:
+  def for_batch(self, batch: Batch) -> Attack:
     """The attack on these examples.
 
     Raises:
@@ -202,15 +194,18 @@ class WarmStart:
         "dat_tf.data makes them, or use a random start."
       )
 
+    def start(ball: norms.Ball, images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+      return self._start(batch.example_ids, keys, images)
+
     def attack(
-      classifier: Logits,
+      classifier: Classifier,
       images: tf.Tensor,
       labels: tf.Tensor,
       keys: tf.Tensor,
       loss: Loss = cross_entropy,
     ) -> tf.Tensor:
-      start = self._start(batch.example_ids, keys, images)
-      moved = self._climb(classifier, images, start, labels, loss)
+      from_stored = dataclasses.replace(self._attack, start=start)
+      moved = from_stored(classifier, images, labels, keys, loss)
       is_real = batch.weights > 0  # padding has others' ids
       self._keep(
         tf.boolean_mask(batch.example_ids, is_real),
@@ -219,20 +214,6 @@ class WarmStart:
       return moved
 
     return attack
-
-  def _climb(
-    self,
-    classifier: Logits,
-    images: tf.Tensor,
-    moved: tf.Tensor,
-    labels: tf.Tensor,
-    loss: Loss,
-  ) -> tf.Tensor:
-    ball = self._attack.ball
-    for _ in range(self._attack.steps):
-      gradient = input_gradient(classifier, moved, labels, loss)
-      moved = norms.ascend(ball, images, moved, gradient, self._attack.step_size)
-    return norms.checked(ball, images, moved)
 
   def _start(
     self, example_ids: tf.Tensor, keys: tf.Tensor, images: tf.Tensor

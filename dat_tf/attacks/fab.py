@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from dat_tf import hashing
 from dat_tf.attacks import hyperplane, losses, norms
-from dat_tf.attacks.gradient import evaluated
+from dat_tf.attacks.gradient import loss_and_gradient
 from dat_tf.attacks.iterative import (
   Classifier,
   Examples,
+  Iterative,
   State,
   per_example,
   restarted,
@@ -30,7 +31,7 @@ _BACK = 0.9  # beta: where the search goes on once it has crossed the boundary
 
 
 @dataclasses.dataclass(frozen=True)
-class FAB:
+class FAB(Iterative):
   """Fast adaptive boundary attack, targeted (FAB-T) or not.
 
   The boundary to the target class, or to the nearest of the likeliest wrong classes,
@@ -59,10 +60,6 @@ class FAB:
   @property
   def stop_norm(self) -> float:
     return 0.0 if self.minimal else self.ball.epsilon
-
-  def num_steps(self, size: int) -> int:
-    del size
-    return self.steps
 
   def num_rounds(self, num_classes: int) -> int:
     return self.restarts * max(min(self.targets, num_classes - 1), 1)
@@ -114,7 +111,7 @@ class FAB:
       chosen = losses.chosen(logits, targets)
       return chosen - losses.chosen(logits, examples.labels)
 
-    _, value, gradient = evaluated(classifier, point, difference)
+    _, value, gradient = loss_and_gradient(classifier, point, difference)
     return value, gradient
 
   def _halfway(self, examples: Examples) -> tf.Tensor:

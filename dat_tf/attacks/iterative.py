@@ -11,14 +11,13 @@ example in a row of its state, and each row has its own step number. In one shot
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, NamedTuple, Optional, Protocol
+from typing import Any, Callable, NamedTuple, Optional
 
 import tensorflow as tf
 
 from dat_tf import hashing
 from dat_tf.attacks import losses, norms
-
-Classifier = Callable[[tf.Tensor], tf.Tensor]
+from dat_tf.objectives.objective import Classifier
 
 # At least "adversarial", float32 [B, H, W, C], the best image so far; "norm", float32
 # [B], that of its perturbation, infinity until it fools the classifier; and "k", int32
@@ -66,28 +65,41 @@ class Examples(NamedTuple):
     return (largest != self.labels) | ~numbers
 
 
-class Iterative(Protocol):
-  """An attack as `evaluation.Evaluator` runs it.
+class Iterative:
+  """An attack as `evaluation.Evaluator` runs it; base of those in this package.
 
   Attributes:
     ball: what counts as an adversarial image, and the norm.
+    steps: of a round.
     stop_norm: a round ends once `norm` is at most this.
   """
 
-  @property
-  def ball(self) -> norms.Ball: ...
+  ball: norms.Ball
+  steps: Any
+
+  def __post_init__(self) -> None:
+    """Raises UserError if a number that must be greater than 0 is not."""
+    positive = ("steps", "restarts", "samples", "step_size", "weights")
+    given = {name: getattr(self, name, None) for name in positive}
+    norms.check_positive(**{name: x for name, x in given.items() if x is not None})
 
   @property
-  def stop_norm(self) -> float: ...
+  def stop_norm(self) -> float:
+    raise NotImplementedError
 
   def num_rounds(self, num_classes: int) -> int:
     """Restarts and target classes: rounds for an example that withstands them all."""
+    del num_classes
+    return 1
 
   def num_steps(self, size: int) -> int:
     """How often `step` is called in a round, for images of so many pixel values."""
+    del size
+    return self.steps
 
   def start(self, examples: Examples) -> State:
     """The state before the first step."""
+    raise NotImplementedError
 
   def step(
     self, classifier: Classifier, examples: Examples, state: State, k: tf.Tensor
@@ -97,6 +109,27 @@ class Iterative(Protocol):
     `state` is without "k": the next step is k + 1, unless the step gives a "k" of its
     own, having done more than one.
     """
+    raise NotImplementedError
+
+
+class Bounded(Iterative):
+  """Looks for an adversarial image anywhere in the ball."""
+
+  @property
+  def stop_norm(self) -> float:
+    return norms.with_tolerance(self.ball.epsilon)
+
+
+class Smallest(Iterative):
+  """Looks for the adversarial image that is nearest."""
+
+  @property
+  def stop_norm(self) -> float:
+    return 0.0
+
+  def num_steps(self, size: int) -> int:
+    del size
+    return self.steps + 1  # the last one looks at the last point
 
 
 def ended(attack: Iterative, norm: Any, k: Any, size: int) -> Any:

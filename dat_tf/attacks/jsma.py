@@ -18,6 +18,7 @@ from dat_tf.attacks import losses, norms
 from dat_tf.attacks.iterative import (
   Classifier,
   Examples,
+  Smallest,
   State,
   select,
   smaller,
@@ -33,7 +34,7 @@ _BEST = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class JSMA:
+class JSMA(Smallest):
   """The Jacobian saliency map attack.
 
   A step sets a pair of values to 1, p and q with the largest saliency
@@ -56,10 +57,6 @@ class JSMA:
   ball: norms.Ball
   steps: Optional[int] = None
   targets: int = 9
-
-  @property
-  def stop_norm(self) -> float:
-    return 0.0
 
   def num_steps(self, size: int) -> int:
     pairs = math.ceil(_SHARE * size / 2) if self.steps is None else self.steps

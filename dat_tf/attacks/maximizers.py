@@ -1,23 +1,16 @@
-"""Inner maximisers that are made for training.
-
-They are called as every attack is. Some of them change as training goes on: those have
-a method `for_batch`, which the training step calls for the maximiser of this batch.
-"""
+"""Attacks of training that are bound to no ball of allowed perturbations."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable
 
 import tensorflow as tf
 
 from dat_tf import hashing
 from dat_tf.attacks import norms
-from dat_tf.attacks.gradient import Logits, Loss
+from dat_tf.attacks.pgd import Loss
 from dat_tf.objectives.losses import cross_entropy, input_gradient
-
-# (images -> logits, images, labels, loss) -> (adversarial images -> [B])
-Gain = Callable[[Logits, tf.Tensor, tf.Tensor, Loss], Callable[[tf.Tensor], tf.Tensor]]
+from dat_tf.objectives.objective import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,101 +32,22 @@ class NFGSM:
   epsilon: float
   noise: float = 2.0
 
+  def __post_init__(self) -> None:
+    norms.LInfinity(self.epsilon)  # has the same bounds
+
   def __call__(
     self,
-    classifier: Logits,
+    classifier: Classifier,
     images: tf.Tensor,
     labels: tf.Tensor,
     keys: tf.Tensor,
     loss: Loss = cross_entropy,
   ) -> tf.Tensor:
-    """Adversarial images; arguments as those of `PGD`."""
+    """Adversarial images; arguments as `Attack`'s."""
     noise = 2.0 * hashing.uniform(keys, images.shape[1:]) - 1.0
     noisy = _clip_to_pixels(images + self.noise * self.epsilon * noise)
     gradient = input_gradient(classifier, noisy, labels, loss)
     return _clip_to_pixels(noisy + self.epsilon * tf.sign(gradient))
-
-
-@dataclasses.dataclass(frozen=True)
-class MomentumPGD:
-  """PGD along an average of past gradients (Dong et al., CVPR 2018: MI-FGSM).
-
-      g_{k+1} = decay g_k + grad_k / |grad_k|_1
-      x_{k+1} = project(x_k + step_size * steepest(g_{k+1}))
-
-  Attributes:
-    ball: the allowed perturbations.
-    step_size: length of a step in the ball's norm, pixel units, greater than 0.
-    steps: K, at least 1.
-    decay: at least 0; with 0 it is PGD.
-    random_start: whether to start at a random point of the ball, or at x.
-  """
-
-  ball: norms.Ball
-  step_size: float
-  steps: int
-  decay: float = 1.0
-  random_start: bool = True
-
-  def __call__(
-    self,
-    classifier: Logits,
-    images: tf.Tensor,
-    labels: tf.Tensor,
-    keys: tf.Tensor,
-    loss: Loss = cross_entropy,
-  ) -> tf.Tensor:
-    """Adversarial images; arguments as those of `PGD`."""
-    moved = self.ball.random_start(keys, images) if self.random_start else images
-    momentum = tf.zeros_like(images)
-    for k in range(self.steps):
-      gradient = input_gradient(classifier, moved, labels, loss)
-      if not self.random_start:
-        gradient = norms.never_zero(gradient, keys, k)
-      length = tf.reduce_sum(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
-      momentum = self.decay * momentum + tf.math.divide_no_nan(gradient, length)
-      moved = norms.ascend(self.ball, images, moved, momentum, self.step_size)
-    return norms.checked(self.ball, images, moved)
-
-
-@dataclasses.dataclass(frozen=True)
-class GainAscent:
-  """PGD on something else than a loss of the logits, such as g of LLR or IG-NORM.
-
-      GainAscent(linearity_violation, LInfinity(8 / 255), step_size=4 / 255, steps=2)
-
-  Attributes:
-    gain: what is maximised; from classifier, images, labels and loss it makes a
-      function of the adversarial images, -> [B].
-    ball: the allowed perturbations.
-    step_size: length of a step in the ball's norm, pixel units, greater than 0.
-    steps: K, at least 1.
-  """
-
-  gain: Gain
-  ball: norms.Ball
-  step_size: float
-  steps: int
-
-  def __call__(
-    self,
-    classifier: Logits,
-    images: tf.Tensor,
-    labels: tf.Tensor,
-    keys: tf.Tensor,
-    loss: Loss = cross_entropy,
-  ) -> tf.Tensor:
-    """Adversarial images; arguments as those of `PGD`."""
-    gain = self.gain(classifier, images, labels, loss)
-    # At x itself such gains have no gradient.
-    moved = self.ball.random_start(keys, images)
-    for _ in range(self.steps):
-      with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(moved)
-        total = tf.reduce_sum(gain(moved))
-      gradient = tape.gradient(total, moved)
-      moved = norms.ascend(self.ball, images, moved, gradient, self.step_size)
-    return norms.checked(self.ball, images, moved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +74,18 @@ class WRM:
   gamma: float = 0.385
   steps: int = 15
 
+  def __post_init__(self) -> None:
+    norms.check_positive(gamma=self.gamma, steps=self.steps)
+
   def __call__(
     self,
-    classifier: Logits,
+    classifier: Classifier,
     images: tf.Tensor,
     labels: tf.Tensor,
     keys: tf.Tensor,
     loss: Loss = cross_entropy,
   ) -> tf.Tensor:
-    """Adversarial images; arguments as those of `PGD`."""
+    """Adversarial images; arguments as `Attack`'s."""
     moved = images
     for t in range(self.steps):
       gradient = input_gradient(classifier, moved, labels, loss)

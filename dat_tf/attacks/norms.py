@@ -13,16 +13,24 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from dat_tf import hashing
+from dat_tf.errors import UserError
 
-# Less than this an entry need not move: projections stop that short of a range's end.
-_ROOM = 1e-5
+# An entry this close to the end of its range moves no further: projections stop there.
+_HEADROOM = 1e-5
 # A perturbation is the difference of two numbers in [0, 1], each rounded to float32.
 _ROUNDING = 1e-6
 
 
-def outer(epsilon: float) -> float:
+def with_tolerance(epsilon: float) -> float:
   """The largest norm that counts as epsilon."""
   return epsilon + _ROUNDING
+
+
+def check_positive(**numbers: Union[float, tf.Tensor]) -> None:
+  """Raises UserError if a number is not greater than 0; tensors are not looked at."""
+  for name, number in numbers.items():
+    if not tf.is_tensor(number) and not number > 0:
+      raise UserError(f"{name}={number:g}: it must be greater than 0.")
 
 
 def _clip_to_pixels(images: tf.Tensor) -> tf.Tensor:
@@ -39,7 +47,7 @@ def _l1_norm(x: tf.Tensor) -> tf.Tensor:
   return tf.reduce_sum(tf.abs(x), axis=[1, 2, 3], keepdims=True)
 
 
-def _numbers(direction: tf.Tensor) -> tf.Tensor:
+def _nan_to_zero(direction: tf.Tensor) -> tf.Tensor:
   """Zero where it is not a number.
 
   A network that has diverged has such a gradient. That is no defect of the attack: it
@@ -89,9 +97,20 @@ class LInfinity:
 
   Attributes:
     epsilon: radius in pixel values, in (0, 1].
+
+  Raises:
+    UserError: epsilon is not in that range.
   """
 
   epsilon: float
+
+  def __post_init__(self) -> None:
+    check_positive(epsilon=self.epsilon)
+    if not tf.is_tensor(self.epsilon) and self.epsilon > 1:
+      meant = f", {self.epsilon:g}/255?" if self.epsilon <= 255 else "."
+      raise UserError(
+        f"LInfinity({self.epsilon:g}): pixels lie in [0, 1], and so does epsilon{meant}"
+      )
 
   def random_start(self, keys: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
     """Images moved by noise uniform in the ball; keys: uint32 [B, 2]."""
@@ -100,7 +119,7 @@ class LInfinity:
 
   def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
     """The direction of norm 1 along which a linear function grows fastest."""
-    return _numbers(tf.sign(gradient))
+    return _nan_to_zero(tf.sign(gradient))
 
   def project(self, images: tf.Tensor, moved: tf.Tensor) -> tf.Tensor:
     """The point in the ball around `images`, and in [0, 1], nearest to `moved`."""
@@ -121,9 +140,15 @@ class L2:
 
   Attributes:
     epsilon: radius, greater than 0; the whole image's norm, with pixels in [0, 1].
+
+  Raises:
+    UserError: epsilon is not greater than 0.
   """
 
   epsilon: float
+
+  def __post_init__(self) -> None:
+    check_positive(epsilon=self.epsilon)
 
   def random_start(self, keys: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
     """Images moved by noise uniform in the ball; keys: uint32 [B, 2].
@@ -146,7 +171,7 @@ class L2:
     """
     largest = tf.reduce_max(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
     scaled = tf.math.divide_no_nan(gradient, largest)
-    return _numbers(tf.math.divide_no_nan(scaled, _l2_norm(scaled)))
+    return _nan_to_zero(tf.math.divide_no_nan(scaled, _l2_norm(scaled)))
 
   def project(self, images: tf.Tensor, moved: tf.Tensor) -> tf.Tensor:
     """A point in the ball around `images`, and in [0, 1], near `moved`.
@@ -173,10 +198,18 @@ class L1:
     density: share of the entries that a step moves, in (0, 1]. The steepest step moves
       one entry only, which soon meets the end of its range; moving the largest few per
       cent is what works (Tramer & Boneh, NeurIPS 2019).
+
+  Raises:
+    UserError: epsilon is not greater than 0, or density not in that range.
   """
 
   epsilon: float
   density: float = 0.05
+
+  def __post_init__(self) -> None:
+    check_positive(epsilon=self.epsilon, density=self.density)
+    if self.density > 1:
+      raise UserError(f"density={self.density:g}: it is a share, and at most 1.")
 
   def random_start(self, keys: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
     """Images moved by noise uniform in the ball; keys: uint32 [B, 2].
@@ -288,7 +321,7 @@ def ascend(
   """
   if isinstance(ball, L1):
     room = tf.where(gradient > 0.0, 1.0 - moved, moved)
-    gradient = tf.where(room > _ROOM, gradient, tf.zeros_like(gradient))
+    gradient = tf.where(room > _HEADROOM, gradient, tf.zeros_like(gradient))
   return ball.project(images, moved + step_size * ball.steepest(gradient))
 
 
@@ -301,7 +334,7 @@ def checked(ball: Ball, images: tf.Tensor, adversarial: tf.Tensor) -> tf.Tensor:
   """
   norm = tf.reduce_max(ball.norm(adversarial - images))
   lowest, highest = tf.reduce_min(adversarial), tf.reduce_max(adversarial)
-  inside = (norm <= outer(ball.epsilon)) & (lowest >= 0.0) & (highest <= 1.0)
+  inside = (norm <= with_tolerance(ball.epsilon)) & (lowest >= 0.0) & (highest <= 1.0)
   check = tf.debugging.Assert(
     inside,
     [

@@ -16,6 +16,7 @@ from dat_tf.attacks import losses, norms
 from dat_tf.attacks.iterative import (
   Classifier,
   Examples,
+  Smallest,
   State,
   per_example,
   restarted,
@@ -70,7 +71,7 @@ def _squared_norm(x: tf.Tensor) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class CarliniWagner:
+class CarliniWagner(Smallest):
   """The l2 attack of Carlini & Wagner, "Towards evaluating the robustness", S&P 2017.
 
   f is the margin by which the label wins, if it does. Pixels are (tanh(w) + 1) / 2, and
@@ -90,16 +91,9 @@ class CarliniWagner:
   learning_rate: float = 0.01
   first_weight: float = 1e-3
 
-  @property
-  def stop_norm(self) -> float:
-    return 0.0
-
   def num_steps(self, size: int) -> int:
     del size
     return self.weights * self.steps
-
-  def num_rounds(self, num_classes: int) -> int:
-    return 1
 
   def start(self, examples: Examples) -> State:
     images = examples.images
@@ -151,7 +145,7 @@ class CarliniWagner:
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGS:
+class LBFGS(Smallest):
   """The attack of Szegedy et al., "Intriguing properties of neural networks", 2014.
 
   f is the cross-entropy of the likeliest wrong class. The minimum is sought by L-BFGS
@@ -171,16 +165,9 @@ class LBFGS:
   first_weight: float = 1e-2
   memory: int = 5
 
-  @property
-  def stop_norm(self) -> float:
-    return 0.0
-
   def num_steps(self, size: int) -> int:
     del size
     return self.weights * self.steps
-
-  def num_rounds(self, num_classes: int) -> int:
-    return 1
 
   def start(self, examples: Examples) -> State:
     images = examples.images

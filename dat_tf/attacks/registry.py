@@ -31,32 +31,39 @@ def _apgd_t(ball: norms.Ball) -> APGD:
   return APGD(ball, losses.targeted_dlr, targets=targets)
 
 
-_SUITES: dict[str, Callable[[norms.Ball], tuple[Iterative, ...]]] = {
-  "apgd-ce": lambda ball: (_apgd_ce(ball),),
-  "apgd-dlr": lambda ball: (APGD(ball, losses.dlr),),
-  "apgd-t": lambda ball: (_apgd_t(ball),),
-  "fab": lambda ball: (FAB(ball, targets=0, minimal=True, restarts=5),),
-  "fab-t": lambda ball: (FAB(ball, minimal=True),),
-  "square": lambda ball: (Square(ball),),
-  "autoattack": lambda ball: (_apgd_ce(ball), _apgd_t(ball), FAB(ball), Square(ball)),
-  "autoattack-rand": lambda ball: (
-    APGD(ball, samples=20),
-    APGD(ball, losses.dlr, samples=20),
-  ),
-  "autoattack-plus": lambda ball: (
-    APGD(ball, restarts=5),
-    APGD(ball, losses.dlr, restarts=5),
-    FAB(ball, targets=0, restarts=5),
-    Square(ball),
-    APGD(ball, losses.targeted_dlr, targets=9),
-    FAB(ball),
-  ),
-  "deepfool": lambda ball: (DeepFool(ball),),
+_ALONE: dict[str, Callable[[norms.Ball], Iterative]] = {
+  "apgd-ce": _apgd_ce,
+  "apgd-dlr": lambda ball: APGD(ball, losses.dlr),
+  "apgd-t": _apgd_t,
+  "fab": lambda ball: FAB(ball, targets=0, minimal=True, restarts=5),
+  "fab-t": lambda ball: FAB(ball, minimal=True),
+  "square": Square,
+  "deepfool": DeepFool,
 }
-_L2_ONLY: dict[str, Callable[[norms.L2], tuple[Iterative, ...]]] = {
-  "ddn": lambda ball: (DDN(ball),),
-  "cw-l2": lambda ball: (CarliniWagner(ball),),
-  "l-bfgs": lambda ball: (LBFGS(ball),),
+_SUITES: dict[str, Callable[[norms.Ball], dict[str, Iterative]]] = {
+  "autoattack": lambda ball: {
+    "apgd-ce": _apgd_ce(ball),
+    "apgd-t": _apgd_t(ball),
+    "fab-t": FAB(ball),
+    "square": Square(ball),
+  },
+  "autoattack-rand": lambda ball: {
+    "apgd-ce": APGD(ball, samples=20),
+    "apgd-dlr": APGD(ball, losses.dlr, samples=20),
+  },
+  "autoattack-plus": lambda ball: {
+    "apgd-ce": APGD(ball, restarts=5),
+    "apgd-dlr": APGD(ball, losses.dlr, restarts=5),
+    "fab": FAB(ball, targets=0, restarts=5),
+    "square": Square(ball),
+    "apgd-t": APGD(ball, losses.targeted_dlr, targets=9),
+    "fab-t": FAB(ball),
+  },
+}
+_L2_ONLY: dict[str, Callable[[norms.L2], Iterative]] = {
+  "ddn": DDN,
+  "cw-l2": CarliniWagner,
+  "l-bfgs": LBFGS,
 }
 # NAME-K takes K steps, NAME-KxR does so from R random starts.
 _STEPPED = re.compile(r"(pgd|cw-pgd)-([1-9]\d*)(?:x([1-9]\d*))?")
@@ -71,7 +78,7 @@ def make_attacks(
   name: str,
   ball: norms.Ball,
   source: Optional[Classifier] = None,
-) -> tuple[Iterative, ...]:
+) -> dict[str, Iterative]:
   """The attacks that a name stands for, for `evaluation.Evaluator`.
 
   Args:
@@ -86,44 +93,50 @@ def make_attacks(
     source: of transfer attacks, from images to logits of the same classes.
 
   Returns:
-    Attacks, each for the examples that those before it did not break.
+    By its name each attack, for the examples that those before it did not break.
 
   Raises:
     UserError: no such name, not in this norm, or without a source.
   """
-  if name.startswith(TRANSFER):
-    if source is None:
-      raise UserError(
-        f"The attack {name} is made on another model: name it by --source_model_path."
-      )
-    attacks = make_attacks(name.removeprefix(TRANSFER), ball)
-    return tuple(Transfer(attack, source) for attack in attacks)
   if name in _SUITES:
     return _SUITES[name](ball)
+  if not name.startswith(TRANSFER):
+    return {name: _make_attack(name, ball)}
+  if source is None:
+    raise UserError(
+      f"The attack {name} is made on another model: name it by --source_model_path."
+    )
+  attacks = make_attacks(name.removeprefix(TRANSFER), ball)
+  return {TRANSFER + name: Transfer(one, source) for name, one in attacks.items()}
+
+
+def _make_attack(name: str, ball: norms.Ball) -> Iterative:
+  if name in _ALONE:
+    return _ALONE[name](ball)
   if name == "jsma":
     if isinstance(ball, norms.LInfinity):
       raise UserError(
         f"The attack {name} changes few pixels by much: set --norm=l1 or l2, and "
         "--epsilon to how much."
       )
-    return (JSMA(ball),)
+    return JSMA(ball)
   if name in _L2_ONLY:
     if not isinstance(ball, norms.L2):
       raise UserError(f"The attack {name} is for the l2 norm: set --norm=l2.")
     return _L2_ONLY[name](ball)
   if name == "fgsm":
-    return (Ascent(ball, ball.epsilon, 1, random_start=False),)
+    return Ascent(ball, ball.epsilon, 1, random_start=False)
   match = _STEPPED.fullmatch(name)
   if match:
     kind, steps, restarts = match[1], int(match[2]), int(match[3] or 1)
     step_size = 2.5 * ball.epsilon / steps
     loss = losses.margin if kind == "cw-pgd" else cross_entropy
-    return (Ascent(ball, step_size, steps, restarts, loss=loss),)
+    return Ascent(ball, step_size, steps, restarts, loss=loss)
   match = _FROM_THE_IMAGE.fullmatch(name)
   if match:
     steps, momentum = int(match[2]), 1.0 if match[1] == "mi-fgsm" else 0.0
     step_size = ball.epsilon / steps
-    return (Ascent(ball, step_size, steps, momentum=momentum, random_start=False),)
-  known = [*_SUITES, "jsma", *_L2_ONLY, *_EXAMPLES]
+    return Ascent(ball, step_size, steps, momentum=momentum, random_start=False)
+  known = [*_SUITES, *_ALONE, "jsma", *_L2_ONLY, *_EXAMPLES]
   nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.3) or known
   raise UserError(f"No attack is called {name}; the nearest are {', '.join(nearest)}.")

@@ -14,6 +14,7 @@ import tensorflow as tf
 from dat_tf import hashing
 from dat_tf.attacks import losses, norms
 from dat_tf.attacks.iterative import (
+  Bounded,
   Classifier,
   Examples,
   State,
@@ -28,7 +29,7 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclasses.dataclass(frozen=True)
-class Square:
+class Square(Bounded):
   """Square attack.
 
   A query changes the perturbation in a square window at a random place, all of a
@@ -48,14 +49,6 @@ class Square:
   steps: int = 5000
   restarts: int = 1
   share: float = 0.8
-
-  @property
-  def stop_norm(self) -> float:
-    return norms.outer(self.ball.epsilon)
-
-  def num_steps(self, size: int) -> int:
-    del size
-    return self.steps
 
   def num_rounds(self, num_classes: int) -> int:
     return self.restarts

@@ -7,11 +7,18 @@ import dataclasses
 import tensorflow as tf
 
 from dat_tf.attacks import norms
-from dat_tf.attacks.iterative import Classifier, Examples, Iterative, State, select
+from dat_tf.attacks.iterative import (
+  Bounded,
+  Classifier,
+  Examples,
+  Iterative,
+  State,
+  select,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Transfer:
+class Transfer(Bounded):
   """Runs an attack on a source model; each image that it makes is tried on the other.
 
   The attack does not end where it fools the source: what fools it by much is what
@@ -26,12 +33,8 @@ class Transfer:
   source: Classifier
 
   @property
-  def ball(self) -> norms.Ball:
+  def ball(self) -> norms.Ball:  # type: ignore[override]
     return self.attack.ball
-
-  @property
-  def stop_norm(self) -> float:
-    return norms.outer(self.ball.epsilon)
 
   def num_steps(self, size: int) -> int:
     return self.attack.num_steps(size)

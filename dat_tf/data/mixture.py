@@ -1,4 +1,4 @@
-"""Batches of labelled and unlabelled examples."""
+"""What training makes of whole batches: it joins them, or repeats them."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ def mixed(
 
   pairs = tf.data.Dataset.zip((labeled, unlabeled))
   return pairs.map(join, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def replayed(dataset: tf.data.Dataset, replays: int) -> tf.data.Dataset:
+  """Each of a dataset's batches `replays` times in a row."""
+  if replays == 1:
+    return dataset
+  return dataset.flat_map(
+    lambda *batch: tf.data.Dataset.from_tensors(
+      batch[0] if len(batch) == 1 else batch
+    ).repeat(replays)
+  )

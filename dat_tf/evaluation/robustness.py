@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Callable
 
 import numpy as np
@@ -59,7 +59,7 @@ class Evaluator:
   def __init__(
     self,
     classifier: iterative.Classifier,
-    attacks: Mapping[str, Sequence[iterative.Iterative]],
+    attacks: Mapping[str, Iterable[iterative.Iterative]],
     batch_size: int = 32,
     seed: int = 0,
   ):
@@ -67,8 +67,9 @@ class Evaluator:
 
     Args:
       classifier: any callable from images [B, H, W, C] to logits [B, classes].
-      attacks: sequences of attacks by name (`attacks.make_attacks`); in a sequence each
-        attack gets the examples that those before it did not break.
+      attacks: by a name each, sequences of attacks, such as the values of
+        `attacks.make_attacks`; in a sequence each attack gets the examples that those
+        before it did not break.
       batch_size: examples in a batch, of which two are attacked side by side. Outcomes
         may depend on it, by rounding.
       seed: of all random numbers.
@@ -145,7 +146,7 @@ class Evaluator:
         norm = np.where(smaller, found.norm, norm)
         attack[smaller] = index
         adversarial[smaller] = found.images[smaller]
-        broken = broken | (norm <= norms.outer(runner.epsilon))
+        broken = broken | (norm <= norms.with_tolerance(runner.epsilon))
         advance()
       attacked = prediction.copy()
       fooled = np.flatnonzero(correct & broken)

@@ -25,19 +25,6 @@ from dat_tf.evaluation.robustness import Evaluator
 # runs empty, which costs time.
 _BATCHES_PER_PORTION = 4
 
-_SEQUENCES = {
-  "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
-  "autoattack-plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-  "autoattack-rand": ("apgd-ce", "apgd-dlr"),
-}
-
-
-def sequence_names(name: str) -> tuple[str, ...]:
-  """The names of the attacks that `attacks.make_attacks(name)` returns."""
-  if name.startswith(TRANSFER):
-    return tuple(TRANSFER + one for one in sequence_names(name.removeprefix(TRANSFER)))
-  return _SEQUENCES.get(name, (name,))
-
 
 def first_examples(whole: shards.Shard, most: int) -> shards.Shard:
   """The first `most` records of whole files; all if `most` is 0."""
@@ -153,7 +140,7 @@ class Survey:
   def steps(self, name: str) -> int:
     """How often `attack` advances."""
     portions = -(-self._share.num_examples // self._portion)
-    return portions * len(sequence_names(name))
+    return portions * len(self._attacks(name))
 
   def attack(self, name: str, advance: Callable[[], None] = lambda: None) -> None:
     """Attacks the examples of this worker that are not done, portion by portion.
@@ -166,9 +153,9 @@ class Survey:
       UserError: as those of `Evaluator`, or outcomes cannot be written.
     """
     store = self._store(name)
-    sequence = make_attacks(name, self.ball, source=self.source)
+    sequence = self._attacks(name)
     evaluator = Evaluator(
-      self.classifier, {name: sequence}, self.data.batch_size, self.seed
+      self.classifier, {name: sequence.values()}, self.data.batch_size, self.seed
     )
     done = store.rows()["example_id"]
     if not self._share.slices:  # fewer examples than workers
@@ -210,6 +197,10 @@ class Survey:
         found[name] = {**first, "sequence": np.array(store.sequence)}
     return found
 
+  def _attacks(self, name: str) -> dict[str, iterative.Iterative]:
+    # Outcomes of a transfer attack may be read where its source no longer is.
+    return make_attacks(name, self.ball, source=self.source or tf.identity)
+
   @property
   def _share(self) -> shards.Shard:
     return share(self.data.whole, self.worker, self.num_workers)
@@ -223,7 +214,7 @@ class Survey:
     return outcomes.Store(
       self.directory,
       name,
-      sequence_names(name),
+      tuple(self._attacks(name)),
       self.norm,
       self.ball.epsilon,
       self.fingerprint + source,

@@ -4,7 +4,7 @@ from dat_tf.objectives.adversarial_training import AdversarialTraining
 from dat_tf.objectives.certified import CertifiedTraining, is_certified
 from dat_tf.objectives.clean_training import CleanTraining
 from dat_tf.objectives.logit_pairing import AdversarialLogitPairing, CleanLogitPairing
-from dat_tf.objectives.losses import cross_entropy, hits, input_gradient
+from dat_tf.objectives.losses import correct, cross_entropy, input_gradient
 from dat_tf.objectives.mart import MART
 from dat_tf.objectives.objective import Batch, Evaluated, Objective
 from dat_tf.objectives.regularized import (
@@ -43,8 +43,8 @@ __all__ = [
   "SemiSupervised",
   "WeightPerturbation",
   "attribution_norm",
+  "correct",
   "cross_entropy",
-  "hits",
   "input_gradient",
   "is_certified",
   "linearity_violation",

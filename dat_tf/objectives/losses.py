@@ -1,10 +1,14 @@
-"""Per-example losses and hits, from logits and either kind of label."""
+"""Per-example losses, and what is correct, from logits and either kind of label."""
 
 from __future__ import annotations
 
 from typing import Callable
 
 import tensorflow as tf
+
+# Images, float32 [B, H, W, C] in [0, 1] -> logits [B, classes]. That of an objective
+# also takes `training`, and has `trainable_variables`.
+Classifier = Callable[..., tf.Tensor]
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -32,7 +36,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   return tf.cast(losses, tf.float32)
 
 
-def hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   """[B], float32: 1 where the largest logit is the label's, else 0."""
   labels = tf.convert_to_tensor(labels)
   classes = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=-1)
@@ -61,15 +65,27 @@ def class_rows(labels: tf.Tensor, classes: int) -> tf.Tensor:
 
 
 def input_gradient(
-  classifier: Callable[[tf.Tensor], tf.Tensor],
+  classifier: Classifier,
   images: tf.Tensor,
   labels: tf.Tensor,
   loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy,
 ) -> tf.Tensor:
   """Each example's gradient of its own loss, [B, H, W, C]; itself differentiable."""
+  return gradient_of(lambda points: loss(classifier(points), labels), images)
+
+
+def gradient_of(
+  function: Callable[[tf.Tensor], tf.Tensor], points: tf.Tensor
+) -> tf.Tensor:
+  """Each example's gradient of a function of it alone, as `points`; differentiable.
+
+  Args:
+    function: points -> [B].
+    points: float [B, H, W, C].
+  """
   with tf.GradientTape(watch_accessed_variables=False) as tape:
-    tape.watch(images)
+    tape.watch(points)
     # The sum, not the mean: whatever the batch size, and without underflow in half
     # precision.
-    total = tf.reduce_sum(loss(classifier(images), labels))
-  return tape.gradient(total, images)
+    total = tf.reduce_sum(function(points))
+  return tape.gradient(total, points)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import tensorflow as tf
 
 from dat_tf.compat import keras
 from dat_tf.errors import UserError
-from dat_tf.objectives.losses import cross_entropy
-
-Classifier = Callable[..., tf.Tensor]
+from dat_tf.objectives.losses import Classifier, cross_entropy
 
 
 class Batch(NamedTuple):
@@ -42,7 +40,7 @@ class Batch(NamedTuple):
     """B, padding included; 1 where that is not known while the graph is made, or 0."""
     return float(self.images.shape[0] or 1)
 
-  def parts(self, number: int) -> list[Batch]:
+  def split(self, number: int) -> list[Batch]:
     """The batch cut into so many equal parts.
 
     Raises:
@@ -82,9 +80,7 @@ class Objective:
   Unless a subclass says otherwise the attacker leads predictions away from the labels.
   """
 
-  def attack_targets(
-    self, classifier: Callable[[tf.Tensor], tf.Tensor], batch: Batch
-  ) -> tf.Tensor:
+  def attack_targets(self, classifier: Classifier, batch: Batch) -> tf.Tensor:
     """What the attacker leads predictions away from, [B] or [B, classes].
 
     Args:
@@ -120,6 +116,25 @@ class Objective:
     """
     del classifier, batch
     return None
+
+
+class Wrapper(Objective):
+  """An objective around another one, which says all that the wrapper does not.
+
+  Attributes:
+    objective: the one inside.
+  """
+
+  objective: Objective
+
+  def attack_targets(self, classifier: Classifier, batch: Batch) -> tf.Tensor:
+    return self.objective.attack_targets(classifier, batch)
+
+  def attack_loss(self, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    return self.objective.attack_loss(logits, targets)
+
+  def certified(self, classifier: keras.Model, batch: Batch) -> Optional[tf.Tensor]:
+    return self.objective.certified(classifier, batch)
 
 
 def both_logits(

@@ -22,14 +22,14 @@ import tensorflow as tf
 
 from dat_tf import hashing
 from dat_tf.objectives.losses import cross_entropy, input_gradient
-from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective
+from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective, Wrapper
 
-Logits = Callable[[tf.Tensor], tf.Tensor]
-Penalty = Callable[[Logits, Batch, tf.Tensor], tf.Tensor]
+# (images -> logits, batch, adversarial images) -> [B]
+Penalty = Callable[[Classifier, Batch, tf.Tensor], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Regularized(Objective):
+class Regularized(Wrapper):
   """An objective's losses plus a penalty on each example.
 
   Attributes:
@@ -41,12 +41,6 @@ class Regularized(Objective):
   objective: Objective
   penalty: Penalty
   training: bool = True
-
-  def attack_targets(self, classifier: Logits, batch: Batch) -> tf.Tensor:
-    return self.objective.attack_targets(classifier, batch)
-
-  def attack_loss(self, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    return self.objective.attack_loss(logits, targets)
 
   def __call__(
     self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
@@ -72,7 +66,7 @@ class InputGradient:
   weight: float
 
   def __call__(
-    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+    self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
   ) -> tf.Tensor:
     del adversarial
     gradient = input_gradient(classifier, batch.images, batch.labels)
@@ -98,7 +92,7 @@ class Curvature:
   step: float = 1.5
 
   def __call__(
-    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+    self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
   ) -> tf.Tensor:
     del adversarial
     gradient = input_gradient(classifier, batch.images, batch.labels)
@@ -127,7 +121,7 @@ class GradientAlignment:
   weight: float = 0.2
 
   def __call__(
-    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+    self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
   ) -> tf.Tensor:
     del adversarial
     # Another stream than that of the attack's random start.
@@ -151,7 +145,7 @@ class LocalLinearity:
 
   LLR: Qin et al., "Adversarial robustness through local linearization", NeurIPS 2019,
   to be added to the clean loss. Its attack looks for the largest g
-  (`attacks.maximizers.GainAscent` of `linearity_violation`), here with PGD's steps; the
+  (`PGD` with `linearity_violation` for its gain), here with PGD's steps; the
   authors' program takes 10 of Adam with a rate of 0.1, which lead to corners of the
   ball as PGD's do if they are as long as epsilon. Its loss is 2 l + 4 (g + 0.3 |delta .
   grad l|), with the statistics of the clean batch throughout.
@@ -165,7 +159,7 @@ class LocalLinearity:
   gradient_weight: float = 3.0
 
   def __call__(
-    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+    self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
   ) -> tf.Tensor:
     violation, change = _linearity(
       classifier, batch.images, batch.labels, cross_entropy
@@ -181,7 +175,7 @@ class AttributionNorm:
 
   IG-NORM: Chen et al., "Robust attribution regularization", NeurIPS 2019, to be added
   to the clean loss. Its attack looks for the largest norm
-  (`attacks.maximizers.GainAscent` of `attribution_norm`). All m points go through the
+  (`PGD` with `attribution_norm` for its gain). All m points go through the
   network as one batch.
 
   Attributes:
@@ -193,14 +187,14 @@ class AttributionNorm:
   points: int = 50
 
   def __call__(
-    self, classifier: Logits, batch: Batch, adversarial: tf.Tensor
+    self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor
   ) -> tf.Tensor:
     norm = attribution_norm(classifier, batch.images, batch.labels, points=self.points)
     return self.weight * norm(adversarial)
 
 
 def linearity_violation(
-  classifier: Logits,
+  classifier: Classifier,
   images: tf.Tensor,
   labels: tf.Tensor,
   loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy,
@@ -211,7 +205,7 @@ def linearity_violation(
 
 
 def attribution_norm(
-  classifier: Logits,
+  classifier: Classifier,
   images: tf.Tensor,
   labels: tf.Tensor,
   loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy,
@@ -235,7 +229,7 @@ def attribution_norm(
 
 
 def _linearity(
-  classifier: Logits,
+  classifier: Classifier,
   images: tf.Tensor,
   labels: tf.Tensor,
   loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable
 
 import tensorflow as tf
 
@@ -55,9 +54,7 @@ class SemiSupervised(Objective):
   label_smoothing: float = 0.0
   consistency_growing: int = 0
 
-  def attack_targets(
-    self, classifier: Callable[[tf.Tensor], tf.Tensor], batch: Batch
-  ) -> tf.Tensor:
+  def attack_targets(self, classifier: Classifier, batch: Batch) -> tf.Tensor:
     # One extra pass, whose logits also tell the number of classes.
     logits = tf.stop_gradient(classifier(batch.images))
     return self._labels(batch, logits) + self._predictions(batch, logits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable
 
 import tensorflow as tf
 
@@ -34,9 +33,7 @@ class TRADES(Objective):
 
   beta: float = 6.0
 
-  def attack_targets(
-    self, classifier: Callable[[tf.Tensor], tf.Tensor], batch: Batch
-  ) -> tf.Tensor:
+  def attack_targets(self, classifier: Classifier, batch: Batch) -> tf.Tensor:
     return tf.stop_gradient(tf.nn.softmax(classifier(batch.images)))
 
   def __call__(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Any
 
 import tensorflow as tf
 
-from dat_tf.compat import keras
-from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective
+from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective, Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightPerturbation(Objective):
+class WeightPerturbation(Wrapper):
   """An objective L at the weights that are, nearby, the worst for it: L(w + v).
 
       v = gamma |w| / |grad L(w)| grad L(w)     for each tensor w of two or more axes
@@ -33,17 +32,6 @@ class WeightPerturbation(Objective):
 
   objective: Objective
   gamma: float = 0.005
-
-  def attack_targets(
-    self, classifier: Callable[[tf.Tensor], tf.Tensor], batch: Batch
-  ) -> tf.Tensor:
-    return self.objective.attack_targets(classifier, batch)
-
-  def attack_loss(self, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    return self.objective.attack_loss(logits, targets)
-
-  def certified(self, classifier: keras.Model, batch: Batch) -> Optional[tf.Tensor]:
-    return self.objective.certified(classifier, batch)
 
   def __call__(
     self, classifier: Classifier, batch: Batch, adversarial: tf.Tensor

@@ -16,21 +16,32 @@ from absl.testing import parameterized
 from linear_model import Linear, norms_of
 
 from dat_tf import hashing
-from dat_tf.attacks import L1, L2, PGD, LInfinity, OneShot, make_attacks, registry
+from dat_tf.attacks import (
+  L1,
+  L2,
+  PGD,
+  WRM,
+  Curriculum,
+  DynamicPGD,
+  Free,
+  LInfinity,
+  Momentum,
+  OneShot,
+  WarmStart,
+  from_image,
+  make_attacks,
+  registry,
+)
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.deepfool import DeepFool
-from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
-from dat_tf.attacks.interleaved import Free, Pass
 from dat_tf.attacks.jsma import JSMA
-from dat_tf.attacks.maximizers import WRM, GainAscent, MomentumPGD
+from dat_tf.attacks.passes import MinMax, Pass
 from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.square import Square
 from dat_tf.attacks.transfer import Transfer
 from dat_tf.objectives import Batch, linearity_violation, losses
 
-# The suites that are made of other attacks of the list are left out.
-EVERYWHERE = [*registry._SUITES, "fgsm", "pgd-5", "cw-pgd-5", "bim-5", "mi-fgsm-5"]
-EVERYWHERE = [name for name in EVERYWHERE if not name.startswith("autoattack")]
+EVERYWHERE = [*registry._ALONE, "fgsm", "pgd-5", "cw-pgd-5", "bim-5", "mi-fgsm-5"]
 EVERYWHERE += ["transfer-pgd-5"]
 # How much longer than the smallest perturbation the one that they find may be.
 SMALLEST = dict.fromkeys(["fab", "fab-t", "deepfool"], 1.05)
@@ -88,7 +99,7 @@ class ConformanceTest(tf.test.TestCase, parameterized.TestCase):
     images, labels = tf.constant(linear.images), tf.constant(linear.labels)
     keys = hashing.stream_keys(0, linear.ids)
     epsilon = float(ROOM.get(name, 1.5) * distances.max())
-    attacks = make_attacks(name, ball(epsilon), source=linear)
+    attacks = make_attacks(name, ball(epsilon), source=linear).values()
     moved = np.stack(
       [run(quick(one), linear, images, labels, keys).numpy() for one in attacks]
     )
@@ -153,7 +164,7 @@ class FlatTest(tf.test.TestCase, parameterized.TestCase):
     images = tf.fill([4, *flat.shape], 0.5)
     gradient = losses.input_gradient(flat, images, self.labels)
     self.assertAllEqual(gradient, tf.zeros_like(images))
-    for attack in make_attacks(name, ball, source=flat):
+    for attack in make_attacks(name, ball, source=flat).values():
       attack = quick(attack)
       steps = attack.num_steps(images.shape[1:].num_elements()) - (name == "fgsm")
       adversarial = run(attack, flat, images, self.labels, self.keys)
@@ -164,30 +175,30 @@ class FlatTest(tf.test.TestCase, parameterized.TestCase):
     ball = self.ball(kind)
     flat = FlatAroundTheImages(ball, channels)
     images, size = tf.fill([4, *flat.shape], 0.5), 0.25 * ball.epsilon
-    bim = PGD(ball, size, 8, random_start=False)
+    bim = PGD(ball, size, 8, from_image)
     for attack in (
       PGD(ball, size, 8),
       bim,
-      MomentumPGD(ball, size, 8, random_start=False),
+      PGD(ball, size, 8, from_image, Momentum()),
       DynamicPGD(bim, 10),
       Curriculum(bim),
       WarmStart(bim, flat.shape),
       WRM(),
-      GainAscent(linearity_violation, ball, size, 8),
+      PGD(ball, size, 8, gain=linearity_violation),
     ):
       adversarial = attack(flat, images, self.labels, self.keys)
       self.check(flat, adversarial, steps=8)
-    one = PGD(ball, ball.epsilon, 1, random_start=False)
+    one = PGD(ball, ball.epsilon, 1, from_image)
     self.check(flat, one(flat, images, self.labels, self.keys), steps=1)
     free = Free(ball, images.shape, size)
     seen = []
 
-    def differentiate(batch, adversarial, slope_by):
-      seen.append(slope_by())
-      slope = losses.input_gradient(flat, adversarial, batch.labels)
-      return Pass(0.0, None, [], slope)
+    def differentiate(batch, adversarial, with_respect_to):
+      seen.append(with_respect_to())
+      gradient = losses.input_gradient(flat, adversarial, batch.labels)
+      return Pass(0.0, None, [], gradient)
 
-    ones = tf.ones(4)
+    batch = Batch(images, self.labels, tf.ones(4), self.keys, tf.ones(4))
     for _ in range(9):
-      free.train(differentiate, Batch(images, self.labels, ones, self.keys, ones))
+      free(batch, MinMax(None, flat, differentiate))
     self.check(flat, seen[-1], steps=8)

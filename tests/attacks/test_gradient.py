@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from numpy_attacks import TanhNetwork, l1_project
 
 from dat_tf import hashing
-from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm
+from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm, from_image
 
 SHAPE = (4, 4, 2)
 
@@ -85,7 +85,7 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
   def test_pgd_without_random_start(self):
     images = self.images.astype("f8")
     expected = numpy_pgd(images, images, self.labels, self.classifier, L2(0.5), 0.2, 3)
-    attack = PGD(L2(0.5), 0.2, 3, random_start=False)
+    attack = PGD(L2(0.5), 0.2, 3, from_image)
     self.assertAllClose(self.attacked(attack), expected, rtol=0, atol=2e-6)
 
   def test_fgsm_is_one_step_of_five_quarters_epsilon(self):
@@ -132,7 +132,7 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
       attack = PGD(ball, 0.1, 2)
       moved = attack(flat, images, self.labels, self.keys)
       self.assertAllEqual(moved, ball.random_start(self.keys, images))
-      attack = PGD(ball, 0.1, 2, random_start=False)
+      attack = PGD(ball, 0.1, 2, from_image)
       moved = attack(flat, images, self.labels, self.keys)
       self.assertAllGreater(ball.norm(moved - images), 0.02)
       # An example's direction is its own, and where there is a gradient none is taken.

@@ -9,14 +9,9 @@ from numpy_attacks import TanhNetwork, length, numeric_gradient, project, steepe
 
 from dat_tf import config as config_lib
 from dat_tf import hashing
-from dat_tf.attacks import L1, L2, PGD, LInfinity
+from dat_tf.attacks import L1, L2, NFGSM, PGD, WRM, LInfinity, Momentum, from_image
 from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
-from dat_tf.attacks.maximizers import (
-  NFGSM,
-  WRM,
-  GainAscent,
-  MomentumPGD,
-)
+from dat_tf.attacks.pgd import from_random
 from dat_tf.errors import UserError
 from dat_tf.objectives import (
   Batch,
@@ -79,13 +74,14 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
       g = self.classifier.gradient(moved, self.labels)
       momentum = 0.9 * momentum + g / np.abs(g).sum(axis=(1, 2, 3), keepdims=True)
       moved = project(ball, self.x, moved + 0.05 * steepest(ball, momentum))
-    attack = MomentumPGD(ball, 0.05, 4, decay=0.9, random_start=random_start)
+    start = from_random if random_start else from_image
+    attack = PGD(ball, 0.05, 4, start, Momentum(0.9))
     self.assertAllClose(self.attacked(attack), moved, rtol=0, atol=5e-6)
 
   def test_without_memory_momentum_pgd_is_pgd(self):
     for ball in (LInfinity(0.1), L2(0.4)):
       self.assertAllClose(
-        self.attacked(MomentumPGD(ball, 0.05, 4, decay=0.0)),
+        self.attacked(PGD(ball, 0.05, 4, direction=Momentum(0.0))),
         self.attacked(PGD(ball, 0.05, 4)),
         rtol=0,
         atol=1e-6,
@@ -105,7 +101,7 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
       moved = project(
         ball, self.x, moved + 0.05 * steepest(ball, numeric_gradient(gain, moved))
       )
-    result = self.attacked(GainAscent(linearity_violation, ball, 0.05, 3))
+    result = self.attacked(PGD(ball, 0.05, 3, gain=linearity_violation))
     self.assertAllClose(result, moved, rtol=0, atol=2e-5)
 
   @parameterized.parameters(1, 3)
@@ -138,9 +134,7 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
       ["run", "--model_dir=m", "--train_data=a", "--test_data=b", "--objective=llr"]
       + ["--epsilon=8/255"]
     )
-    attack = GainAscent(
-      linearity_violation, ball, config.step_size, config.attack_steps
-    )
+    attack = PGD(ball, config.step_size, config.attack_steps, gain=linearity_violation)
     found = gain(attack(network, images, labels, keys))
     share = float(tf.reduce_mean(found) / tf.reduce_mean(gain(moved)))
     self.assertGreater(share, 0.9)
@@ -160,7 +154,7 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
     for _ in range(2):
       slope = numeric_gradient(gain, moved)
       moved = project(ball, self.x, moved + 0.1 * steepest(ball, slope))
-    result = self.attacked(GainAscent(attribution_norm, ball, 0.1, 2))
+    result = self.attacked(PGD(ball, 0.1, 2, gain=attribution_norm))
     self.assertAllClose(result, moved, rtol=0, atol=2e-5)
 
   def test_penalized_ascent(self):
@@ -292,8 +286,8 @@ class MaximizersTest(tf.test.TestCase, parameterized.TestCase):
   def test_every_perturbation_is_in_the_ball_and_the_pixel_range(self, ball):
     pgd = PGD(ball, 0.7 * ball.epsilon, 4)
     for attack in (
-      MomentumPGD(ball, pgd.step_size, 4),
-      GainAscent(linearity_violation, ball, pgd.step_size, 4),
+      PGD(ball, pgd.step_size, 4, direction=Momentum()),
+      PGD(ball, pgd.step_size, 4, gain=linearity_violation),
       DynamicPGD(pgd, 10).for_batch(self.batch(3)),
       Curriculum(pgd, 9, 0).for_batch(self.batch(4)),
       WarmStart(pgd, SHAPE).for_batch(self.batch(0, np.arange(SIZE))),

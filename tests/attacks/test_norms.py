@@ -8,7 +8,12 @@ from absl.testing import parameterized
 from numpy_attacks import l1_project
 
 from dat_tf import hashing
-from dat_tf.attacks import L1, L2, PGD, LInfinity
+from dat_tf.attacks import L1, L2, NFGSM, PGD, WRM, Free, LInfinity
+from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.ascent import Ascent
+from dat_tf.attacks.ddn import DDN
+from dat_tf.attacks.square import Square
+from dat_tf.errors import UserError
 
 
 class DivergedTest(tf.test.TestCase, parameterized.TestCase):
@@ -21,6 +26,34 @@ class DivergedTest(tf.test.TestCase, parameterized.TestCase):
     direction = ball.steepest(tf.constant(gradient)).numpy()
     self.assertAllEqual(direction[0], np.zeros((4, 5, 3)))
     self.assertGreater(direction[1].min(), 0)
+
+
+class BorderTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(
+    (lambda: LInfinity(8), r"LInfinity\(8\).*8/255\?"),
+    (lambda: LInfinity(300.0), r"LInfinity\(300\): pixels lie in \[0, 1\]"),
+    (lambda: LInfinity(0), "epsilon=0"),
+    (lambda: L2(-1.0), "epsilon=-1"),
+    (lambda: L1(float("nan")), "epsilon=nan"),
+    (lambda: L1(3.0, density=1.5), "density=1.5"),
+    (lambda: NFGSM(8), "8/255"),
+    (lambda: PGD(L2(1.0), 0.0, 3), "step_size=0"),
+    (lambda: PGD(L2(1.0), 0.1, 0), "steps=0"),
+    (lambda: WRM(gamma=0.0), "gamma=0"),
+    (lambda: Free(L2(1.0), (2, 4, 4, 1), -0.1), "step_size=-0.1"),
+    (lambda: APGD(L2(1.0), steps=0), "steps=0"),
+    (lambda: APGD(L2(1.0), restarts=0), "restarts=0"),
+    (lambda: Ascent(L2(1.0), -1.0, 3), "step_size=-1"),
+    (lambda: DDN(L2(1.0), steps=-2), "steps=-2"),
+    (lambda: Square(L2(1.0), steps=0), "steps=0"),
+  )
+  def test_what_cannot_be_is_refused_where_it_is_made(self, make, message):
+    with self.assertRaisesRegex(UserError, message):
+      make()
+
+  def test_a_radius_may_be_a_tensor(self):
+    for ball in (LInfinity, L2, L1):
+      ball(tf.constant(0.5))
 
 
 class L1Test(tf.test.TestCase, parameterized.TestCase):

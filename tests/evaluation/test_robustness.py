@@ -98,14 +98,14 @@ class EvaluatorTest(LinearTestCase):
     names += ["autoattack", "autoattack-plus", "autoattack-rand", "deepfool"]
     for ball in (LInfinity(0.1), L2(1.0), L1(10.0)):
       for name in names:
-        for attack in make_attacks(name, ball):
+        for attack in make_attacks(name, ball).values():
           self.assertEqual(attack.ball, ball)
     for ball in (L2(1.0), L1(10.0)):
-      self.assertEqual(make_attacks("jsma", ball)[0].ball, ball)
+      self.assertEqual(make_attacks("jsma", ball)["jsma"].ball, ball)
     with self.assertRaisesRegex(UserError, "--norm=l1 or l2"):
       make_attacks("jsma", LInfinity(0.1))
     for name in ("ddn", "cw-l2", "l-bfgs"):
-      self.assertEqual(make_attacks(name, L2(1.0))[0].ball, L2(1.0))
+      self.assertEqual(make_attacks(name, L2(1.0))[name].ball, L2(1.0))
       with self.assertRaisesRegex(UserError, "l2 norm"):
         make_attacks(name, LInfinity(0.1))
 
@@ -134,7 +134,7 @@ class EvaluatorTest(LinearTestCase):
       ),
       "deepfool": (DeepFool(linf, 50, 10),),
     }.items():
-      self.assertEqual(make_attacks(name, linf), expected, name)
+      self.assertEqual((*make_attacks(name, linf).values(),), expected, name)
     for name, expected in {
       "ddn": DDN(l2, steps=100, change=0.05, first_radius=1.0),
       "cw-l2": CarliniWagner(
@@ -143,7 +143,7 @@ class EvaluatorTest(LinearTestCase):
       "l-bfgs": LBFGS(l2, steps=60, weights=12, first_weight=1e-2, memory=5),
       "jsma": JSMA(l2, steps=None, targets=9),
     }.items():
-      self.assertEqual(make_attacks(name, l2), (expected,), name)
+      self.assertEqual(make_attacks(name, l2), {name: expected})
 
   def test_autoattack_has_the_official_order_and_budgets(self):
     for ball, restarts, targets in (
@@ -151,16 +151,15 @@ class EvaluatorTest(LinearTestCase):
       (L2(1.0), 1, 9),
       (L1(9.0), 5, 5),
     ):
-      first, second, third, fourth = attacks = make_attacks("autoattack", ball)
-      self.assertEqual(
-        attacks,
-        (
-          APGD(ball, cross_entropy, restarts=restarts),
-          APGD(ball, losses.targeted_dlr, targets=targets),
-          FAB(ball, minimal=False),
-          Square(ball),
-        ),
-      )
+      attacks = make_attacks("autoattack", ball)
+      expected = {
+        "apgd-ce": APGD(ball, cross_entropy, restarts=restarts),
+        "apgd-t": APGD(ball, losses.targeted_dlr, targets=targets),
+        "fab-t": FAB(ball, minimal=False),
+        "square": Square(ball),
+      }
+      self.assertEqual([*attacks.items()], [*expected.items()])
+      first, second, third, fourth = attacks.values()
       self.assertEqual(
         [a.num_rounds(10) for a in (first, second, third, fourth)],
         [restarts, targets, 9, 1],
@@ -173,18 +172,17 @@ class EvaluatorTest(LinearTestCase):
   @parameterized.parameters(LInfinity(0.1), L2(1.0))
   def test_autoattack_plus_has_the_official_order_and_budgets(self, ball):
     attacks = make_attacks("autoattack-plus", ball)
-    self.assertEqual(
-      attacks,
-      (
-        APGD(ball, cross_entropy, steps=100, restarts=5),
-        APGD(ball, losses.dlr, steps=100, restarts=5),
-        FAB(ball, steps=100, targets=0, minimal=False, restarts=5),
-        Square(ball, steps=5000, restarts=1),
-        APGD(ball, losses.targeted_dlr, steps=100, restarts=1, targets=9),
-        FAB(ball, steps=100, targets=9, minimal=False, restarts=1),
-      ),
-    )
-    self.assertEqual([each.num_rounds(10) for each in attacks], [5, 5, 5, 1, 9, 9])
+    expected = {
+      "apgd-ce": APGD(ball, cross_entropy, steps=100, restarts=5),
+      "apgd-dlr": APGD(ball, losses.dlr, steps=100, restarts=5),
+      "fab": FAB(ball, steps=100, targets=0, minimal=False, restarts=5),
+      "square": Square(ball, steps=5000, restarts=1),
+      "apgd-t": APGD(ball, losses.targeted_dlr, steps=100, restarts=1, targets=9),
+      "fab-t": FAB(ball, steps=100, targets=9, minimal=False, restarts=1),
+    }
+    self.assertEqual([*attacks.items()], [*expected.items()])
+    rounds = [each.num_rounds(10) for each in attacks.values()]
+    self.assertEqual(rounds, [5, 5, 5, 1, 9, 9])
 
   @parameterized.parameters(
     ("autoatack", "autoattack"),
@@ -241,7 +239,7 @@ class EvaluatorTest(LinearTestCase):
       return tf.one_hot([0], 5) + tf.math.log(darkest - 0.15)
 
     images = np.full((6, *SHAPE), 0.2, "f4")
-    attacks = {name: make_attacks(name, LInfinity(0.1))}
+    attacks = {name: make_attacks(name, LInfinity(0.1)).values()}
     with self.assertRaisesRegex(UserError, f"images under {name} are not finite"):
       Evaluator(classifier, attacks)(images, np.zeros(6, int), np.arange(6))
 
@@ -360,7 +358,7 @@ class LinearTest(LinearTestCase):
       def __getattr__(self, name):
         return getattr(self.attack, name)
 
-    spy = Spy(make_attacks("pgd-2", L2(1.0))[0])
+    spy = Spy(make_attacks("pgd-2", L2(1.0))["pgd-2"])
     source = lambda x: self.two(x)[:, ::-1]  # noqa: E731
     attack, images = Transfer(spy, source), tf.constant(self.two.images)
     zeros = tf.zeros(len(images), tf.int32)
@@ -375,7 +373,7 @@ class LinearTest(LinearTestCase):
   def test_a_transfer_attack_sees_only_the_source(self):
     ball = L2(self.two.epsilon(L2))
     direct = self.two.evaluate(ball, "pgd-20")
-    (attack,) = make_attacks("pgd-20", ball)
+    attack = make_attacks("pgd-20", ball)["pgd-20"]
     of_itself = self.two.attacked(Transfer(attack, self.two))
     self.check_images(self.two, ball, of_itself)
     self.assertAllEqual(of_itself.broken, direct.broken)
@@ -385,6 +383,6 @@ class LinearTest(LinearTestCase):
     self.check_images(self.two, ball, of_another)
     self.assertGreater(of_another.broken.sum(), 0)
     self.assertLess(of_another.broken.sum(), direct.broken.sum())
-    noise = make_attacks("bim-20", ball)[0]
+    noise = make_attacks("bim-20", ball)["bim-20"]
     moved = self.two.attacked(Transfer(noise, lambda x: self.two(x * mask))).images
     self.assertAllEqual((moved - self.two.images)[:, 2:], 0 * moved[:, 2:])

@@ -216,8 +216,8 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
     # The evaluation takes the model itself as well, and both are attacked alike.
     labels, ids = expected.numpy().argmax(axis=1), np.arange(len(IMAGES))
     names = ["pgd-5", "apgd-ce", "fab-t", "ddn"]
-    attacks = {name: make_attacks(name, LInfinity(0.2)) for name in names[:3]}
-    attacks["ddn"] = make_attacks("ddn", L2(0.5))
+    attacks = {name: make_attacks(name, LInfinity(0.2)).values() for name in names[:3]}
+    attacks["ddn"] = make_attacks("ddn", L2(0.5)).values()
     found = [
       Evaluator(classifier, attacks, batch_size=4)(IMAGES, labels, ids)[1]
       for classifier in (model, network)
@@ -351,7 +351,7 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
 
     model = UserModel(self.plain(halved, shape=(None, None, None, 1)))
     model.check(IMAGES, CLASSES)
-    attacks = {name: make_attacks(name, LInfinity(1.0))}
+    attacks = {name: make_attacks(name, LInfinity(1.0)).values()}
     evaluator = Evaluator(model, attacks, batch_size=4)
     labels = logits(IMAGES).argmax(axis=1)
     _, outcomes = evaluator(IMAGES, labels, np.arange(len(IMAGES)))

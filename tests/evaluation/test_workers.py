@@ -106,7 +106,7 @@ class WorkersTest(FolderCase):
 
   def test_two_workers_find_what_the_evaluator_finds_alone(self):
     run_workers(_run, 2, self.flags("two", probe_images=20))
-    attacks = {name: make_attacks(name, LInfinity(0.02)) for name in ATTACKS}
+    attacks = {name: make_attacks(name, LInfinity(0.02)).values() for name in ATTACKS}
     model = self.model
     evaluator = Evaluator(lambda x: model(x, training=False), attacks, batch_size=6)
     # As the pipeline has them, to the last bit.

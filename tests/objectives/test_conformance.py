@@ -18,17 +18,25 @@ from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf import objectives, parts
 from dat_tf.adversarial_model import AdversarialModel
-from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm
-from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
-from dat_tf.attacks.interleaved import YOPO, Free, replayed
-from dat_tf.attacks.maximizers import (
+from dat_tf.attacks import (
+  L1,
+  L2,
   NFGSM,
+  PGD,
   WRM,
-  GainAscent,
-  MomentumPGD,
+  YOPO,
+  Curriculum,
+  DynamicPGD,
+  Free,
+  LInfinity,
+  Momentum,
+  WarmStart,
+  fgsm,
+  from_image,
 )
 from dat_tf.communication import BucketQuantizer, FullPrecision, QuantizedAllReduce
 from dat_tf.config import methods
+from dat_tf.data.mixture import replayed
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
 from dat_tf.models.averaging import WeightAverage
@@ -48,10 +56,10 @@ MAXIMIZERS = {
   "pgd_linf": lambda classifier: _PGD,
   "pgd_l2": lambda classifier: PGD(L2(0.5), 0.2, 2),
   "pgd_l1": lambda classifier: PGD(L1(2.0), 1.0, 2),
-  "bim": lambda classifier: dataclasses.replace(_PGD, random_start=False),
-  "momentum": lambda classifier: MomentumPGD(BALL, 0.05, 2),
-  "llr": lambda classifier: GainAscent(objectives.linearity_violation, BALL, 0.05, 2),
-  "ig_norm": lambda classifier: GainAscent(objectives.attribution_norm, BALL, 0.05, 1),
+  "bim": lambda classifier: dataclasses.replace(_PGD, start=from_image),
+  "momentum": lambda classifier: PGD(BALL, 0.05, 2, direction=Momentum()),
+  "llr": lambda classifier: PGD(BALL, 0.05, 2, gain=objectives.linearity_violation),
+  "ig_norm": lambda classifier: PGD(BALL, 0.05, 1, gain=objectives.attribution_norm),
   "wrm": lambda classifier: WRM(steps=2),
   "convergence": lambda classifier: DynamicPGD(_PGD, 10),
   "curriculum": lambda classifier: Curriculum(_PGD, 2, 2),

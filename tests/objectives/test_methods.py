@@ -369,6 +369,18 @@ class PenaltiesTest(Setting, parameterized.TestCase):
     change -= cross_entropy(self.weights, x, rows)
     self.assertAllClose(total, np.abs(change), rtol=0.01, atol=1e-4)
 
+  def test_certificates_are_those_of_the_objective(self):
+    held = tf.constant([True, False, True, True, False, True])
+
+    class Certifying(TRADES):
+      def certified(self, classifier, batch):
+        return held
+
+    network, batch = Network(self.weights), self.batch(self.labels)
+    inner = Certifying()
+    for outer in (Regularized(inner, InputGradient(1.0)), WeightPerturbation(inner)):
+      self.assertAllEqual(outer.certified(network, batch), held)
+
   def test_the_attacker_is_that_of_the_objective(self):
     network, batch = Network(self.weights), self.batch(self.labels)
     inner = TRADES()

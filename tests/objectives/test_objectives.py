@@ -10,8 +10,8 @@ from dat_tf.objectives import (
   AdversarialTraining,
   Batch,
   SemiSupervised,
+  correct,
   cross_entropy,
-  hits,
 )
 
 
@@ -72,8 +72,10 @@ class ObjectivesTest(tf.test.TestCase):
 
   def test_hits(self):
     logits = tf.constant([[1.0, 2.0], [3.0, 0.0]])
-    self.assertAllEqual(hits(logits, tf.constant([1, 1])), [1.0, 0.0])
-    self.assertAllEqual(hits(logits, tf.constant([[0.1, 0.9], [0.6, 0.4]])), [1.0, 1.0])
+    self.assertAllEqual(correct(logits, tf.constant([1, 1])), [1.0, 0.0])
+    self.assertAllEqual(
+      correct(logits, tf.constant([[0.1, 0.9], [0.6, 0.4]])), [1.0, 1.0]
+    )
 
   def test_clean_and_adversarial_loss_in_one_pass(self):
     objective = AdversarialTraining(clean_weight=0.5)

@@ -1,4 +1,4 @@
-"""Free training and YOPO against NumPy, and the passes that they cost."""
+"""Training passes: free training and YOPO against NumPy, and what each costs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from numpy_attacks import numeric_gradient, project, steepest
 
 from dat_tf import hashing
 from dat_tf.adversarial_model import AdversarialModel
-from dat_tf.attacks import L2, PGD, LInfinity, fgsm
-from dat_tf.attacks.interleaved import YOPO, Free, replayed, split
+from dat_tf.attacks import L2, PGD, YOPO, Free, LInfinity, fgsm
+from dat_tf.attacks.yopo import split
+from dat_tf.data.mixture import replayed
 from dat_tf.errors import UserError
 from dat_tf.models import make_model
 from dat_tf.objectives import (
@@ -55,7 +56,7 @@ def network(counting=False):
   return tf.keras.Model(inputs, layers.Dense(CLASSES)(x)), first, rest
 
 
-class InterleavedTest(tf.test.TestCase, parameterized.TestCase):
+class PassesTest(tf.test.TestCase, parameterized.TestCase):
   def setUp(self):
     super().setUp()
     tf.keras.utils.set_random_seed(0)
