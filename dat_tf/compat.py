@@ -24,7 +24,6 @@ from dat_tf.stack import UnsuitableStack
 
 if TYPE_CHECKING:
   import tensorflow as tf
-  from tensorflow import keras
 
 T = TypeVar("T")
 

@@ -19,7 +19,6 @@ import os
 import re
 
 import tensorflow as tf
-from absl import flags
 
 from dat_tf import checkpointing, exporting, files
 from dat_tf import config as config_lib
@@ -35,7 +34,7 @@ _RESULTS = re.compile(r"results(_\d+)?\.json")
 _CHECKPOINTS = "checkpoints", "best"
 
 
-def claim(config: flags.FlagValues) -> Lock:
+def claim(config: config_lib.Settings) -> Lock:
   """Takes the directory, and clears it if --overwrite says so.
 
   What a killed run left half done is removed.
@@ -61,7 +60,7 @@ def claim(config: flags.FlagValues) -> Lock:
   return lock
 
 
-def check(config: flags.FlagValues, warn: bool = True) -> None:
+def check(config: config_lib.Settings, warn: bool = True) -> None:
   """Checks that what is there is whole, and of a run with the same settings.
 
   Args:

@@ -10,11 +10,9 @@ import os
 from typing import Any, Optional
 
 import tensorflow as tf
-from absl import flags
 
-from dat_tf import checkpointing, files, parts, stack
+from dat_tf import checkpointing, files, stack
 from dat_tf import config as config_lib
-from dat_tf.config import methods
 from dat_tf.data import pipeline, records, shards
 from dat_tf.errors import UserError
 from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey
@@ -105,7 +103,7 @@ def attack(run: Run) -> None:
   checks.show(warnings)
 
 
-def _whole(config: flags.FlagValues) -> shards.Shard:
+def _whole(config: config_lib.Settings) -> shards.Shard:
   """All test data."""
   return shards.shard_files(
     records.match_files(config.test_data),
@@ -126,7 +124,7 @@ def _survey(run: Run, whole: shards.Shard) -> Survey:
   def batches(shard: shards.Shard, batch_size: int) -> tf.data.Dataset:
     return pipeline.evaluation_dataset(
       shard,
-      run.inputs.reading_of(source, parts.make_crop(config)),
+      run.inputs.reading_of(source, config_lib.make_crop(config)),
       batch_size=batch_size,
       batches_per_epoch=-(-shard.num_examples // batch_size),
     )
@@ -139,7 +137,7 @@ def _survey(run: Run, whole: shards.Shard) -> Survey:
   if config.model_path:
     model = UserModel(
       config.model_path,
-      config_lib.input_range(config),
+      config.input_range,
       config.probabilities,
       unsafe=config.unsafe_model,
     )
@@ -161,15 +159,16 @@ def _survey(run: Run, whole: shards.Shard) -> Survey:
   if config.model_path and cluster.is_chief:  # now that all mistakes are seen
     config_lib.save(config)
   files_read = [[os.path.basename(path), files.fingerprint(path)] for path in paths]
+  words = config.words()
   names = "image_size", "first_label", "input_range", "probabilities"
   return Survey(
     os.path.join(config.model_dir, "evaluation"),
     classifier,
-    parts.make_ball(config),
+    config_lib.make_ball(config),
     config.norm,
     data,
     config.seed,
-    [weights, files_read, *(config[name].serialize() for name in names)],
+    [weights, files_read, *(words.get(name, "") for name in names)],
     cluster.index,
     cluster.num_workers,
     *source_model,
@@ -188,13 +187,13 @@ def _write_warnings(
 
 
 def _source(
-  config: flags.FlagValues, data: survey.Data
+  config: config_lib.Settings, data: survey.Data
 ) -> tuple[Optional[UserModel], str]:
   """The model that transfer attacks are made on, and what tells it from others."""
   path = config.source_model_path
   if not path:
     return None, ""
-  pixels = config_lib.input_range(config, "source_input_range")
+  pixels = config.source_input_range
   model = UserModel(
     path,
     pixels,
@@ -204,7 +203,8 @@ def _source(
   )
   model.check(data.first_batch(), config.num_classes)
   names = "source_input_range", "source_probabilities"
-  settings = [config[name].serialize() for name in names]
+  words = config.words()
+  settings = [words.get(name, "") for name in names]
   return model, "-".join([files.fingerprint(path), *settings])
 
 
@@ -230,7 +230,7 @@ def _measured_by_example(
 
 def _certified(run: Run, work: Survey) -> Optional[float]:
   """The share that training's bounds certify; None after training without any."""
-  if run.config.objective not in methods.CERTIFIED or run.config.model_path:
+  if not run.config.certifies or run.config.model_path:
     return None
   certify = tf.function(functools.partial(is_certified, run.plain))
   count = sum(

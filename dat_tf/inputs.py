@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Optional
+from typing import Any, Optional
 
 import tensorflow as tf
-from absl import flags
 
 from dat_tf import cluster as cluster_lib
-from dat_tf import parts
+from dat_tf import config as config_lib
 from dat_tf.data import augment, comparison, mixture, pipeline, records, shards
 from dat_tf.errors import UserError
 
@@ -50,7 +49,7 @@ class Inputs:
 
   def __init__(
     self,
-    config: flags.FlagValues,
+    config: config_lib.Settings,
     cluster: cluster_lib.Cluster,
     strategy: tf.distribute.Strategy,
   ):
@@ -62,7 +61,10 @@ class Inputs:
     self._config, self._cluster, self._strategy = config, cluster, strategy
     self._replicas = strategy.num_replicas_in_sync
     first_label = None if config.first_label == "auto" else int(config.first_label)
-    self.reading = {"num_classes": config.num_classes, "first_label": first_label}
+    self.reading: dict[str, Any] = {
+      "num_classes": config.num_classes,
+      "first_label": first_label,
+    }
     per_replica = config.global_batch_size // self._replicas
     training = config.mode.startswith("train")
     unlabeled = 0
@@ -206,7 +208,7 @@ class Inputs:
     """Batches for a replica of this worker, of all epochs that are left."""
     config, source = self._config, self.train
     assert source is not None
-    augmentation = parts.make_augmentation(config)
+    augmentation = config_lib.make_augmentation(config)
     common = {
       "batches_per_epoch": source.steps * self._replicas // self._cluster.num_workers,
       "first_epoch": first_epoch,
@@ -239,7 +241,7 @@ class Inputs:
     batch_size = batch_size or self._config.global_batch_size // self._replicas
     return pipeline.evaluation_dataset(
       source.shard,
-      self.reading_of(source, parts.make_crop(self._config)),
+      self.reading_of(source, config_lib.make_crop(self._config)),
       batch_size=batch_size,
       batches_per_epoch=pipeline.batches_per_epoch(
         examples // self._cluster.num_workers, batch_size

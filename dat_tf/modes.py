@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
 import tensorflow as tf
-from absl import flags
 
 from dat_tf import (
   checkpointing,
   evaluating,
   exporting,
   files,
-  parts,
   peers,
   pseudo_labeling,
   reporting,
   training,
 )
 from dat_tf import cluster as cluster_lib
+from dat_tf import config as config_lib
 from dat_tf.attacks import make_attacks
 from dat_tf.data import records
 from dat_tf.errors import UserError, one_line
@@ -35,7 +35,7 @@ _LOST_WORKER = (
 )
 
 
-def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
+def run(config: config_lib.Settings, cluster: cluster_lib.Cluster) -> None:
   """Does what `config.mode` says, as one of the workers of `cluster`.
 
   Raises:
@@ -49,7 +49,7 @@ def run(config: flags.FlagValues, cluster: cluster_lib.Cluster) -> None:
   for name in config.attacks:  # which may be none
     # Whether a source can be loaded is seen later.
     stand_in = tf.identity if config.source_model_path else None
-    make_attacks(name, parts.make_ball(config), source=stand_in)
+    make_attacks(name, config_lib.make_ball(config), source=stand_in)
   try:
     this = Run(config, cluster)
     with this.claimed():
@@ -92,17 +92,17 @@ def _do(this: Run) -> None:
   this.wait_for_all()
 
 
-def _log_evaluation(config: flags.FlagValues) -> None:
+def _log_evaluation(config: config_lib.Settings) -> None:
   """Hands what an evaluation found to TensorBoard."""
   log_evaluation(
     os.path.join(config.model_dir, "logs"),
-    config.flag_values_dict(),
+    dataclasses.asdict(config),
     config.model_dir,
     read_results(os.path.join(config.model_dir, "results.json")),
   )
 
 
-def _report(config: flags.FlagValues) -> None:
+def _report(config: config_lib.Settings) -> None:
   path = reporting.write_report(config.model_dir, config.runs)
   print(f"{path}: what was measured, to look at.", flush=True)
 
@@ -117,7 +117,7 @@ def _pseudo_label(run: Run) -> None:
     classify,
     source.form,
     source.image_shape,
-    parts.make_crop(config),
+    config_lib.make_crop(config),
     run.inference_batch_size,
     config.pseudo_labels == "soft",
     config.confidence_threshold,

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from typing import Any, Optional
 
 import tensorflow as tf
-from absl import flags
 
-from dat_tf import checkpointing, compat, directory, exporting, parts, stack, startup
+from dat_tf import checkpointing, compat, directory, exporting, stack, startup
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
 from dat_tf.communication import QuantizedAllReduce, quantizers
 from dat_tf.compat import keras
-from dat_tf.config import methods
 from dat_tf.data import records
 from dat_tf.early_stopping import EarlyStopping
 from dat_tf.errors import UserError, one_line
@@ -49,7 +47,7 @@ class Run:
     watchdog: to be a callback of whatever runs steps.
   """
 
-  def __init__(self, config: flags.FlagValues, cluster: cluster_lib.Cluster):
+  def __init__(self, config: config_lib.Settings, cluster: cluster_lib.Cluster):
     """Opens the data and builds the model; nothing is written yet."""
     self.config, self.cluster = config, cluster
     with startup.quiet():  # TensorFlow looks for CUDA now
@@ -167,31 +165,33 @@ class Run:
       classifier = make_model(
         config.model, image_shape, config.num_classes, config.precision
       )
-      if config.objective in methods.CERTIFIED:
+      if config.certifies:
         bounds.check(classifier)
       if not config.layer_decay:
         transfer.freeze_backbone(classifier)
     all_reduce = None  # nothing to reduce without training
     if self.inputs.train:
-      all_reduce = parts.make_all_reduce(
+      all_reduce = config_lib.make_all_reduce(
         config, classifier.trainable_variables, self.strategy, self._options
       )
     with self.strategy.scope():
       model = AdversarialModel(
         classifier,
-        attack=parts.make_attack(config, classifier, batch_shape, steps),
-        objective=parts.make_objective(config, steps),
+        attack=config_lib.make_attack(
+          config, config_lib.Trained(classifier, batch_shape, steps)
+        ),
+        objective=config_lib.make_objective(config, steps),
         all_reduce=all_reduce,
-        evaluation_attack=parts.make_evaluation_attack(config),
+        evaluation_attack=config_lib.make_evaluation_attack(config),
         attack_in_training_mode=config.attack_in_training_mode,
         seed=config.seed,
-        prepare=parts.make_preparation(config),
+        prepare=config_lib.make_preparation(config),
         accumulation=config.accumulation,
         clip_norm=config.clip_norm,
-        average=parts.make_average(config, classifier, steps),
+        average=config_lib.make_average(config, classifier, steps),
         jit_compile=config.jit_compile,
       )
-      model.compile(optimizer=parts.make_optimizer(config, classifier, steps))
+      model.compile(optimizer=config_lib.make_optimizer(config, classifier, steps))
       if self.inputs.train:
         # Slots made now are restored now.
         compat.make_slots(model.optimizer, classifier.trainable_variables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import time
@@ -15,7 +16,6 @@ from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf.communication import MeanAllReduce
 from dat_tf.compat import keras
-from dat_tf.config import methods
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm, transfer
 from dat_tf.monitoring import (
@@ -37,7 +37,7 @@ def train(run: Run) -> None:
   results: dict[str, Any] = {
     "standard_accuracy": None,  # until it is evaluated
     "robust_accuracy": {},
-    **({"certified_accuracy": None} if config.objective in methods.CERTIFIED else {}),
+    **({"certified_accuracy": None} if config.certifies else {}),
     "warnings": [],
     "probed_images": 0,
     "trained_with": stack.versions(),
@@ -132,8 +132,9 @@ def _initialize(run: Run) -> None:
 def _warn_of_lagging_averages(run: Run) -> None:
   """Says so if attacks may meet another network than the one that is trained."""
   config, momentum = run.config, batch_norm.largest_momentum(run.model.classifier)
-  in_inference_mode = not config.attack_in_training_mode and (
-    config.attack not in methods.INTERLEAVED and config.attack != "none"
+  trains = config_lib.training_attack(config.attack).trains
+  in_inference_mode = not (
+    config.attack_in_training_mode or trains or config.attack == "none"
   )
   if momentum > batch_norm.MOMENTUM and in_inference_mode:
     print(
@@ -205,9 +206,9 @@ def watchers(run: Run) -> list[keras.callbacks.Callback]:
       run.bytes_sent_per_step,
       attack_pictures,
     ),
-    Summary(logs, config.flag_values_dict(), config.model_dir),
+    Summary(logs, dataclasses.asdict(config), config.model_dir),
   ]
-  profiled = config_lib.profile_steps(config)
+  profiled = config.profile_steps
   if profiled:
     watchers.append(Profiler(logs, *profiled))
   return watchers

@@ -122,15 +122,54 @@ OTHER = {
 }
 
 
+_EVALUATED = {"model_path": "m", "mode": "evaluate", "attacks": "fgsm"}
+_QUANTIZED = {"all_reduce": "one_sided"}
+# What a flag needs beside it to play a part.
+COMPANY = {
+  "overwrite": {"mode": "train"},
+  "export_formats": {"mode": "export"},
+  **dict.fromkeys(["model_path", "input_range", "logits", "probabilities"], _EVALUATED),
+  **dict.fromkeys(
+    ["source_input_range", "source_probabilities"], {"source_model_path": "m"}
+  ),
+  "early_stopping": {"evaluate_every": 1, "validation_data": "v"},
+  "average_decay": {"weight_average": "exponential"},
+  "average_from_epoch": {"weight_average": "stochastic"},
+  "augmentation": {"image_size": 160},
+  **dict.fromkeys(["unlabeled_fraction", "unlabeled_weight"], {"unlabeled_data": "u"}),
+  **dict.fromkeys(["unlabeled_loss"], {"unlabeled_data": "u"}),
+  **dict.fromkeys(
+    ["consistency_growing_epochs", "pseudo_label_smoothing"],
+    {"unlabeled_data": "u", "unlabeled_loss": "both"},
+  ),
+  "inner_steps": {"attack": "yopo"},
+  "convergence": {"attack": "dynamic_pgd"},
+  "wasserstein_penalty": {"attack": "wrm"},
+  "penalty_weight": {"objective": "alp"},
+  "attribution_points": {"objective": "ig_norm"},
+  "pairing_noise": {"objective": "clp", "attack": "none"},
+  "curvature_step": {"objective": "cure", "attack": "none"},
+  "certified_clean_weight": {
+    "objective": "ibp",
+    "attack": "none",
+    "epsilon_growing_epochs": 1,
+  },
+  "mixing_alpha": {"mixing": "mixup"},
+  "momentum": {"optimizer": "sgd"},
+  "decay_epochs": {"decay": "step", "decay_epochs": "2,3"},
+  "decay": {"decay_epochs": ""},
+  **dict.fromkeys(
+    ["bits", "bucket_size", "quantization_scale", "error_feedback"], _QUANTIZED
+  ),
+  **dict.fromkeys(["full_precision_below", "full_precision_names"], _QUANTIZED),
+}
+
+
 def parse(*arguments, **values):
   """Parses the required flags, then `arguments`, then --name=value."""
   given = {**REQUIRED, **values}
   written = [f"--{name}={value}" for name, value in given.items() if value is not None]
   return config_lib.parse(["run_dat.py", *arguments, *written])
-
-
-def flag_values(config):
-  return {name: config[name].value for name in OTHER}
 
 
 class ConfigCase(parameterized.TestCase):

@@ -9,7 +9,6 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf import config as config_lib
-from dat_tf import parts
 from dat_tf.models.registry import make_model
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "flags"
@@ -81,7 +80,7 @@ class FlagfilesTest(tf.test.TestCase, parameterized.TestCase):
     batch = f"--global_batch_size={2048 * workers}"
     config = parse(f"{dataset}_dat_{attack}", batch)
     network = make_model("small_cnn", (8, 8, 3), 10)
-    schedule = parts.make_optimizer(config, network, STEPS).learning_rate
+    schedule = config_lib.make_optimizer(config, network, STEPS).learning_rate
     expected = [0.01 * (t + 1) / (5 * STEPS) for t in range(5 * STEPS)]
     for epoch in range(epochs):
       passed = sum(epoch >= milestone for milestone in milestones)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import flags
 
 from dat_tf import config as config_lib
-from dat_tf.config import definitions
+from dat_tf.config import declaring
 from dat_tf.objectives import Batch
 from workers import run_workers
 
@@ -129,7 +129,7 @@ class ExamplesTest(tf.test.TestCase):
 class NamesTest(unittest.TestCase):
   def test_flags_exist(self):
     values = flags.FlagValues()
-    definitions.define_flags(values)
+    declaring.define_flags(config_lib.Settings, values)
     named = set(re.findall(r"--(\w+)", GUIDE)) - OTHER_FLAGS
     self.assertGreater(len(named), 20)
     self.assertEqual(named - set(values), set())

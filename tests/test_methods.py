@@ -5,7 +5,6 @@ from __future__ import annotations
 from absl.testing import absltest, parameterized
 
 from dat_tf import config as config_lib
-from dat_tf.config import methods
 from dat_tf.errors import UserError
 
 
@@ -43,7 +42,7 @@ class PairsTest(parameterized.TestCase):
     return message
 
   @parameterized.parameters(
-    *sorted(pairs(methods.ATTACKS, methods.OBJECTIVES)),
+    *sorted(pairs(config_lib.ATTACKS, config_lib.OBJECTIVES)),
   )
   def test_a_pair_is_taken_or_refused_with_a_way_out(self, attack, objective):
     if (attack, objective) in VALID:
@@ -115,6 +114,54 @@ class PairsTest(parameterized.TestCase):
   def test_settings_that_mean_nothing_together(self, name, values):
     self.assertIn(f"--{name}", self.refused(**values))
 
+  @parameterized.parameters(
+    ({"convergence": 0.3}, "--attack=pgd", "--attack=dynamic_pgd"),
+    ({"inner_steps": 2}, "--attack=pgd", "--attack=yopo"),
+    ({"wasserstein_penalty": 1}, "--attack=pgd", "--attack=wrm"),
+    ({"attack": "none", "attack_steps": 3}, "--attack=none", "another --attack"),
+    ({"attack": "none", "step_size": 0.1}, "--attack=none", "another --attack"),
+    ({"attribution_points": 5}, "--objective=at", "--objective=ig_norm"),
+    ({"pairing_noise": 0.1}, "--objective=at", "--objective=clp"),
+    ({"mixing_alpha": 0.3}, "--mixing=none", "--mixing=mixup or cutmix"),
+    ({"average_decay": 0.9}, "--weight_average=none", "exponential"),
+    ({"momentum": 0.8}, "--optimizer=lamb", "--optimizer=lars or sgd"),
+    ({"optimizer": "sgd", "beta_1": 0.8}, "--optimizer=sgd", "--optimizer=lamb"),
+    ({"optimizer": "sgd", "max_weight_norm": 9}, "--optimizer=sgd", "lamb or lars"),
+    ({"bits": 2}, "--all_reduce=fp32", "two_sided"),
+    ({"quantization_scale": "l2_norm"}, "--all_reduce=fp32", "two_sided"),
+    ({"all_reduce": "fp16", "bits": 2}, "--all_reduce=fp16", "two_sided"),
+    ({"decay_epochs": 5}, "--decay=cosine", "--decay=step"),
+    ({"unlabeled_weight": 2}, "--unlabeled_weight", "--unlabeled_data"),
+    (
+      {"attack": "free", "epsilon_growing_epochs": 1},
+      "--objective=at and --attack=free",
+      "--objective=ibp or crown_ibp or --attack=bim or pgd",
+    ),
+  )
+  def test_settings_that_play_no_part(self, values, chosen, way):
+    message = self.refused(**values)
+    self.assertIn(f"--{[*values][-1]}", message)
+    self.assertIn(chosen, message)
+    self.assertIn(way, message)
+
+  def test_what_follows_may_be_written_out(self):
+    """As config.flags has it, whatever was chosen."""
+    parse(attack="none", epsilon=0.2, attack_steps=1, step_size=0.5)
+    parse(attack="nfgsm", epsilon=0.2, attack_steps=1, step_size=0.2)
+    parse(attack="wrm", attack_steps=15)
+
+  def test_a_users_own(self):
+    config = parse(attack="test_methods:own_attack", objective="test_methods:own")
+    self.assertEqual((config.attack_steps, config.step_size), (10, config.epsilon / 4))
+    trained = config_lib.Trained("network", (8, 4, 4, 1), 20)
+    self.assertEqual(config_lib.make_attack(config, trained), (config, trained))
+    self.assertEqual(config_lib.make_objective(config, 20), (config, 20))
+    for name in ("test_methods:absent", "no.such:attack"):
+      for flag in ("attack", "objective"):
+        message = self.refused(**{flag: name})
+        self.assertIn(f"--{flag}={name}", message)
+        self.assertIn("package.module:function", message)
+
   def test_settings_that_go_together(self):
     certified = {"objective": "ibp", "attack": "none", "epsilon_growing_epochs": 2}
     parse(**certified, weight_perturbation=0.01)
@@ -145,6 +192,14 @@ class PairsTest(parameterized.TestCase):
     self.assertEqual(parse(objective="trades").penalty_weight, 6)
     self.assertEqual(parse(objective="trades", penalty_weight=3).penalty_weight, 3)
     self.assertIsNone(parse().penalty_weight)
+
+
+def own_attack(settings, trained):
+  return settings, trained
+
+
+def own(settings, steps_per_epoch):
+  return settings, steps_per_epoch
 
 
 if __name__ == "__main__":

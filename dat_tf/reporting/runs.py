@@ -158,7 +158,7 @@ def _read(name: str, directory: str) -> Run:
   return Run(
     name,
     results,
-    settings.flag_values_dict() if settings else {},
+    dataclasses.asdict(settings) if settings else {},
     sorted(found, key=lambda attacked: attacked.robust.mean()),
     probes,
     _read_curves(os.path.join(directory, "logs")),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
-from absl import flags
 
-from dat_tf.config.definitions import define_flags
+from dat_tf import config as config_lib
 from dat_tf.reporting import plots
 from dat_tf.reporting.runs import Run, num_classes
 
@@ -140,7 +140,7 @@ def settings_table(runs: Sequence[Run]) -> Optional[Table]:
   # These name the run, or what was last done with it.
   names = sorted(set(known[0].settings) - {"model_dir", "mode", "runs"})
   single = len(runs) == 1
-  reference = _defaults() if single else known[0].settings
+  reference = dataclasses.asdict(config_lib.Settings()) if single else known[0].settings
   differing = [
     name
     for name in names
@@ -236,12 +236,6 @@ def _worst(run: Run) -> Cell:
     return Cell()
   robust = functools.reduce(np.logical_and, same)
   return accuracy_cell(float(robust.mean()), len(robust))
-
-
-def _defaults() -> dict[str, Any]:
-  values = flags.FlagValues()
-  define_flags(values)
-  return values.flag_values_dict()
 
 
 def _setting(value: Any) -> str:

@@ -99,7 +99,7 @@ class ConformanceTest(tf.test.TestCase, parameterized.TestCase):
     images, labels = tf.constant(linear.images), tf.constant(linear.labels)
     keys = hashing.stream_keys(0, linear.ids)
     epsilon = float(ROOM.get(name, 1.5) * distances.max())
-    attacks = make_attacks(name, ball(epsilon), source=linear).values()
+    attacks = [*make_attacks(name, ball(epsilon), source=linear).values()]
     moved = np.stack(
       [run(quick(one), linear, images, labels, keys).numpy() for one in attacks]
     )

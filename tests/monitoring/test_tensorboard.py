@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import logging
 import tempfile
@@ -70,7 +71,7 @@ class TensorBoardTest(tf.test.TestCase):
       ["", "--mode=train", "--train_data=t", f"--model_dir={model_dir}"]
       + [f"--learning_rate={rate}", "--decay_epochs=1,2", "--decay=step"]
     )
-    settings, logs = config.flag_values_dict(), f"{model_dir}/logs"
+    settings, logs = dataclasses.asdict(config), f"{model_dir}/logs"
     inputs = tf.keras.Input((4, 4, 1))
     logits = tf.keras.layers.Dense(3, name="out")(tf.keras.layers.Flatten()(inputs))
     network = tf.keras.Model(inputs, logits)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
-from dat_tf import objectives, parts
+from dat_tf import objectives
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import (
   L1,
@@ -35,7 +35,6 @@ from dat_tf.attacks import (
   from_image,
 )
 from dat_tf.communication import BucketQuantizer, FullPrecision, QuantizedAllReduce
-from dat_tf.config import methods
 from dat_tf.data.mixture import replayed
 from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
@@ -263,11 +262,12 @@ def _config(attack, objective):
   """The settings of this pair; None if it is refused."""
   given = {"model_dir": "m", "train_data": "a", "test_data": "b", "epochs": 2}
   given |= {"attack": attack, "objective": objective, "epsilon": BALL.epsilon}
-  given["attribution_points"] = 3
-  if objective in methods.CERTIFIED:
+  own = {"ig_norm": {"attribution_points": 3}, "yopo": {"inner_steps": 2}}
+  given |= {**own.get(attack, {}), **own.get(objective, {})}
+  if config_lib.training_objective(objective).certified:
     given["epsilon_growing_epochs"] = 1
-  if attack not in ("fgsm", "nfgsm"):
-    given |= {"attack_steps": 2, "inner_steps": 2}
+  if attack not in ("none", "fgsm", "nfgsm"):
+    given["attack_steps"] = 2
   try:
     return config_lib.parse(["", *(f"--{n}={v}" for n, v in given.items())])
   except UserError:
@@ -280,17 +280,17 @@ def _conform_by_flags(chosen=None):
   options = cluster_lib.communication_options("ring", 0, 0)
   strategy = cluster_lib.make_strategy(cluster, options)
   results = {}
-  for attack, objective in itertools.product(methods.ATTACKS, methods.OBJECTIVES):
+  for attack, objective in itertools.product(config_lib.ATTACKS, config_lib.OBJECTIVES):
     config = _config(attack, objective)
     if config is None or (chosen and (attack, objective) not in chosen):
       continue
     run = _Run(
       cluster.index,
       strategy,
-      lambda classifier, config=config: parts.make_attack(
-        config, classifier, (SIZE, *SHAPE), 2
+      lambda classifier, config=config: config_lib.make_attack(
+        config, config_lib.Trained(classifier, (SIZE, *SHAPE), 2)
       ),
-      objective=parts.make_objective(config, 2),
+      objective=config_lib.make_objective(config, 2),
     )
     results[attack, objective] = run.train()
   return results

@@ -6,10 +6,9 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import attacks, objectives, parts
+from dat_tf import attacks, objectives
 from dat_tf import config as config_lib
 from dat_tf.attacks import L1, L2, PGD, LInfinity
-from dat_tf.config import methods
 from dat_tf.objectives import Batch, mixing
 
 EPSILON, STEPS_PER_EPOCH = 0.125, 20
@@ -31,7 +30,9 @@ def network():
 
 
 def make_attack(**values):
-  return parts.make_attack(parse(**values), network(), SHAPE, STEPS_PER_EPOCH)
+  return config_lib.make_attack(
+    parse(**values), config_lib.Trained(network(), SHAPE, STEPS_PER_EPOCH)
+  )
 
 
 class AttackTest(tf.test.TestCase, parameterized.TestCase):
@@ -101,23 +102,23 @@ class AttackTest(tf.test.TestCase, parameterized.TestCase):
   def test_yopo(self):
     attack = make_attack(attack="yopo", attack_steps=4, inner_steps=2)
     self.assertIsInstance(attack, attacks.YOPO)
-    settings = attack._step_size, attack._passes, attack._inner_steps
+    settings = attack._inner.step_size, attack._passes, attack._inner.steps
     self.assertEqual(settings, (EPSILON / 4, 4, 2))
-    self.assertEqual((attack._ball, attack._first.layers[-1].name), (BALL, "first"))
+    self.assertEqual((attack._inner.ball, attack._first.layers[-1].name), (BALL, "first"))
 
   def test_every_name_is_one(self):
-    for name in methods.ATTACKS:
+    for name in config_lib.ATTACKS:
       attack = make_attack(attack=name)
-      self.assertTrue(callable(getattr(attack, "train", attack)) or name == "none")
+      self.assertTrue(callable(attack) or name == "none")
 
   def test_the_attack_of_evaluation(self):
     config = parse(attack="free", norm="l2", epsilon=2, evaluation_attack_steps=50)
-    self.assertEqual(parts.make_evaluation_attack(config), PGD(L2(2.0), 0.1, 50))
+    self.assertEqual(config_lib.make_evaluation_attack(config), PGD(L2(2.0), 0.1, 50))
 
 
 class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
   def make(self, **values):
-    return parts.make_objective(parse(**values), STEPS_PER_EPOCH)
+    return config_lib.make_objective(parse(**values), STEPS_PER_EPOCH)
 
   @parameterized.parameters(
     ({}, objectives.AdversarialTraining(1.0)),
@@ -184,18 +185,19 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_objectives(self, values, expected):
     # What bounds or curvature train has no attack.
-    attacked = values.get("objective", "at") not in methods.UNATTACKED
+    attacked = config_lib.training_objective(values.get("objective", "at")).attacked
     attack = {} if attacked else {"attack": "none"}
     self.assertEqual(self.make(**{**attack, **values}), expected)
 
   def test_every_name_is_one(self):
     made = set()
-    for name in methods.OBJECTIVES:
-      attack = {"attack": "none"} if name in methods.UNATTACKED else {}
-      if name in methods.CERTIFIED:
+    for name in config_lib.OBJECTIVES:
+      objective = config_lib.training_objective(name)
+      attack = {} if objective.attacked else {"attack": "none"}
+      if objective.certified:
         attack["epsilon_growing_epochs"] = 1
       made.add(repr(self.make(objective=name, **attack)))
-    self.assertLen(made, len(methods.OBJECTIVES))
+    self.assertLen(made, len(config_lib.OBJECTIVES))
 
   def test_gradient_alignment_goes_inside_the_attack_on_weights(self):
     made = self.make(
@@ -219,7 +221,7 @@ class ObjectiveTest(tf.test.TestCase, parameterized.TestCase):
 
 class AroundTest(tf.test.TestCase):
   def test_preparation(self):
-    self.assertIsNone(parts.make_preparation(parse()))
+    self.assertIsNone(config_lib.make_preparation(parse()))
     rng = np.random.default_rng(0)
     ones = tf.ones(6)
     batch = Batch(
@@ -239,7 +241,7 @@ class AroundTest(tf.test.TestCase):
         mixup(smooth(batch)),
       ),
     ):
-      prepared = parts.make_preparation(parse(num_classes=3, **values))(batch)
+      prepared = config_lib.make_preparation(parse(num_classes=3, **values))(batch)
       self.assertAllEqual(prepared.images, expected.images)
       self.assertAllClose(prepared.labels, expected.labels)
 
@@ -247,7 +249,7 @@ class AroundTest(tf.test.TestCase):
     def counted(**values):
       """The steps of 5 epochs whose weights count."""
       classifier = network()
-      average = parts.make_average(parse(epochs=5, **values), classifier, 4)
+      average = config_lib.make_average(parse(epochs=5, **values), classifier, 4)
       steps = []
       for step in range(1, 21):
         before = int(average._counted)
@@ -255,7 +257,7 @@ class AroundTest(tf.test.TestCase):
         steps += [step] if int(average._counted) > before else []
       return average, steps
 
-    self.assertIsNone(parts.make_average(parse(), network(), 4))
+    self.assertIsNone(config_lib.make_average(parse(), network(), 4))
     average, steps = counted(
       weight_average="exponential", average_from_epoch=2, average_decay=0.75
     )
@@ -271,7 +273,7 @@ class AroundTest(tf.test.TestCase):
     classifier = network()
     for decay, expected in ((0.5, {0.5, 1.0}), (1, set()), (0, set())):
       config = parse(layer_decay=decay, initialize_from="another/run")
-      optimizer = parts.make_optimizer(config, classifier, 4)
+      optimizer = config_lib.make_optimizer(config, classifier, 4)
       self.assertEqual(set(optimizer.rate_factors.values()), expected)
 
 
