@@ -15,9 +15,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST = $(VENV)/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile \
   --no-loadscope-reorder
 # What another TensorFlow is most likely to break.
-QUICK := tests/attacks tests/communication tests/models tests/optimizers \
-  tests/test_adversarial_model.py tests/test_checkpointing.py tests/test_cluster.py \
-  tests/test_compat.py tests/test_distributed.py tests/test_stack.py
+QUICK := tests/attacks tests/base tests/communication tests/models tests/optimizers \
+  tests/program/test_checkpointing.py tests/workers/test_cluster.py \
+  tests/test_adversarial_model.py tests/test_compat.py tests/test_distributed.py
 
 .DEFAULT_GOAL := help
 # A virtual environment half made is made anew.
@@ -41,11 +41,12 @@ test: $(VENV)/.test ## run the tests, except the long ones; with STACK=nightly t
 test-quick: $(VENV)/.test ## run the tests that another TensorFlow is most likely to break
 	@$(PYTEST) -m "not long" $(QUICK) $(ARGS)
 
-test-methods: $(VENV)/.test ## run each method on two workers, each attack where its end is known, whole evaluations
+test-methods: $(VENV)/.test ## run each method on two workers, attacks with a known end, whole evaluations, a wheel
 	@$(PYTEST) -m long $(ARGS) \
 	  tests/objectives/test_conformance.py::ConformanceTest \
 	  tests/evaluation/test_robustness.py::LinearTest \
-	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py
+	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py \
+	  tests/test_packaging.py
 
 test-stacks: $(VENV)/.test ## run what moves between the stacks (make install STACK=modern first)
 	@$(VENV)/bin/python -m pytest -q -rs -m long $(ARGS) tests/test_between_stacks.py

@@ -1,7 +1,7 @@
 """Packaging of DAT-TF; the settings of its tools stand in pyproject.toml.
 
-The Python decides which TensorFlow is installed (dat_tf/stack.py says why there are
-two). DAT_TF_STACK in the environment chooses another:
+The Python decides which TensorFlow is installed (dat_tf/base/stack.py says why there
+are two). DAT_TF_STACK in the environment chooses another:
 
     modern     TensorFlow 2.18 to 2.21 and tf_keras, whatever the Python
     2.19       that version of TensorFlow alone, from 2.18 to 2.21
@@ -122,6 +122,7 @@ setup(
       *QUICKSTART,
       *BEAM,
       *ONNX,
+      "build>=1,<2",
       "hypothesis>=6,<7",
       "mypy>=1.15,<3",
       "pytest>=8,<10",

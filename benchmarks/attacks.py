@@ -48,13 +48,14 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from dat_tf.startup import quiet, run_script
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
   from dat_tf.attacks import L1, L2, LInfinity, make_attacks
-  from dat_tf.errors import UserError
+  from dat_tf.base.errors import UserError
   from dat_tf.evaluation import Evaluator
 
 import common

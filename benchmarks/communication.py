@@ -47,13 +47,13 @@ import numpy as np
 import tqdm
 from absl import flags
 
+from dat_tf.compat import quiet
 from dat_tf.launch import launch
-from dat_tf.startup import quiet, run_script
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
-  from dat_tf import cluster as cluster_lib
   from dat_tf.adversarial_model import AdversarialModel
   from dat_tf.attacks import PGD, LInfinity
   from dat_tf.communication import (
@@ -64,6 +64,7 @@ with quiet():
   )
   from dat_tf.models import make_model
   from dat_tf.optimizers import make_optimizer
+  from dat_tf.workers import cluster as cluster_lib
 
 import common
 import network

@@ -16,7 +16,7 @@ import os
 import common
 from absl import flags
 
-from dat_tf.startup import run_script
+from dat_tf.program.startup import run_script
 
 _EXPERIMENT = flags.DEFINE_string(
   "experiment", None, "Name of a file in flags/, without its ending.", required=True

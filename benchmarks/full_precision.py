@@ -27,14 +27,15 @@ import tqdm
 from absl import flags
 from sklearn.datasets import load_digits
 
-from dat_tf.startup import quiet, run_script
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
-  from dat_tf import hashing
   from dat_tf.adversarial_model import AdversarialModel
   from dat_tf.attacks import PGD, LInfinity
+  from dat_tf.base import hashing
   from dat_tf.communication import BucketQuantizer, FullPrecision
   from dat_tf.models import make_model
   from dat_tf.optimizers import make_optimizer

@@ -39,7 +39,8 @@ from typing import Any
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from dat_tf.startup import quiet, run_script
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import fuzz_inputs

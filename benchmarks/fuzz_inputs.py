@@ -41,10 +41,12 @@ from fuzz_runs import run_directory
 from PIL import Image
 
 from dat_tf import config as config_lib
-from dat_tf import peers
-from dat_tf.cluster import Cluster
-from dat_tf.data import conversion, framing, records, shards, writing
-from dat_tf.errors import UserError, shown
+from dat_tf.base.errors import UserError, shown
+from dat_tf.conversion import convert as conversion
+from dat_tf.conversion import writing
+from dat_tf.data import framing, records, shards
+from dat_tf.workers import peers
+from dat_tf.workers.cluster import Cluster
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -95,9 +97,8 @@ def flagfile(rng: Random, folder: pathlib.Path) -> None:
 
 
 def settings(rng: Random, folder: pathlib.Path) -> None:
-  config = config_lib.parse(["", "--mode=report", "--model_dir=m", "--epsilon=0.1"])
-  config.model_dir = str(folder / "in")
-  config_lib.save(config)
+  words = ["", "--mode=report", f"--model_dir={folder / 'in'}", "--epsilon=0.1"]
+  config_lib.save(config_lib.parse(words))
   path = folder / "in" / "config.flags"
   path.write_bytes(mutated(rng, path.read_bytes()))
   config_lib.load(str(folder / "in"))

@@ -47,8 +47,9 @@ import tqdm
 from absl import flags
 from sklearn.datasets import load_sample_images
 
-from dat_tf.errors import UserError
-from dat_tf.startup import quiet, run_script
+from dat_tf.base.errors import UserError
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf

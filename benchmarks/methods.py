@@ -35,14 +35,15 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from dat_tf.startup import quiet, run_script
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
   from dat_tf import config as config_lib
-  from dat_tf.cluster import Cluster
-  from dat_tf.run import Run
+  from dat_tf.program.run import Run
+  from dat_tf.workers.cluster import Cluster
 
 import common
 

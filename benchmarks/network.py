@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 LOOPBACK = "loopback"
 

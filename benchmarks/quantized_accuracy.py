@@ -25,7 +25,7 @@ import os
 import common
 from absl import flags
 
-from dat_tf.startup import run_script
+from dat_tf.program.startup import run_script
 
 _DATA = flags.DEFINE_string(
   "data", "data/fashion_mnist", "Directory of train-* and test-* TFRecords."

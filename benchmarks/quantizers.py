@@ -25,7 +25,8 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from dat_tf.startup import quiet, run_script
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 # TensorFlow counts the cores that it may use when it is imported.
 if hasattr(os, "sched_setaffinity"):
@@ -34,7 +35,7 @@ if hasattr(os, "sched_setaffinity"):
 with quiet():
   import tensorflow as tf
 
-  from dat_tf import hashing
+  from dat_tf.base import hashing
   from dat_tf.communication.quantizers import BucketQuantizer
 
 import common

@@ -27,7 +27,7 @@ import time
 import common
 from absl import flags
 
-from dat_tf.startup import run_script
+from dat_tf.program.startup import run_script
 
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run, one after the other.")
 

@@ -30,7 +30,7 @@ from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from dat_tf.startup import run_script
+from dat_tf.program.startup import run_script
 
 IMAGES, BATCH, WORKERS = 16, 8, 2
 

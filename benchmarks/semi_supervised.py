@@ -32,7 +32,7 @@ import os
 import common
 from absl import flags
 
-from dat_tf.startup import run_script
+from dat_tf.program.startup import run_script
 
 _DATA = flags.DEFINE_string(
   "data", "data/fashion_mnist_4000", "Directory of labeled-*, unlabeled-* and test-*."

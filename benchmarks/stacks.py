@@ -33,7 +33,8 @@ import common
 import numpy as np
 from absl import flags
 
-from dat_tf.startup import quiet, run_script
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf

@@ -30,20 +30,21 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from dat_tf.startup import quiet, run_script
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
   from dat_tf import config as config_lib
-  from dat_tf import training
-  from dat_tf.cluster import Cluster
   from dat_tf.compat import keras, takes_tensors
-  from dat_tf.data import writing
+  from dat_tf.conversion import writing
   from dat_tf.models import make_model
   from dat_tf.monitoring import Progress
   from dat_tf.optimizers import make_optimizer
-  from dat_tf.run import Run
+  from dat_tf.program import training
+  from dat_tf.program.run import Run
+  from dat_tf.workers.cluster import Cluster
 
 import common
 

@@ -14,12 +14,13 @@ used, so that flags and TF_CONFIG can be checked before TensorFlow starts.
 import importlib.util
 from typing import Any
 
-from dat_tf import stack
+from dat_tf.base import stack
 
 __version__ = "0.1.0"
 
 _ROOMS = (
-  "errors",
+  "base.errors",
+  "base.hashing",
   "attacks",
   "objectives",
   "communication",

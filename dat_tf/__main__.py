@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dat_tf import config as config_lib
-from dat_tf.cluster import Cluster
-from dat_tf.errors import exit_on_user_error
-from dat_tf.startup import own_temporary_directory, quiet
+from dat_tf.base.errors import exit_on_user_error
+from dat_tf.compat import quiet
+from dat_tf.program.startup import own_temporary_directory
+from dat_tf.workers.cluster import Cluster
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
   try:
     # TensorFlow is loaded only now: a mistake in the flags shows at once.
     with quiet():
-      from dat_tf import modes
+      from dat_tf.program import modes
     modes.run(config, cluster)
   except KeyboardInterrupt:
     print("Interrupted: the same command goes on from what is kept.")

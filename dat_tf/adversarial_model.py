@@ -19,8 +19,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import compat, examples, hashing
-from dat_tf.agreement import Agreement, AverageStatistics
+from dat_tf import compat
 from dat_tf.attacks.attack import Attack
 from dat_tf.attacks.passes import (
   Compiled,
@@ -30,9 +29,11 @@ from dat_tf.attacks.passes import (
   TrainingPass,
   training_pass_of,
 )
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 from dat_tf.communication import AllReduce, MeanAllReduce
 from dat_tf.compat import keras
-from dat_tf.errors import UserError
+from dat_tf.data import examples
 from dat_tf.models import batch_norm
 from dat_tf.models.averaging import WeightAverage
 from dat_tf.objectives import (
@@ -43,6 +44,7 @@ from dat_tf.objectives import (
   correct,
   cross_entropy,
 )
+from dat_tf.workers.agreement import Agreement, AverageStatistics
 
 __all__ = ["AdversarialModel"]
 

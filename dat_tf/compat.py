@@ -12,20 +12,23 @@ where it is not. TensorFlow is imported when something here is first used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dat_tf.stack import UnsuitableStack
+from dat_tf.base.stack import UnsuitableStack
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
 T = TypeVar("T")
+_NOTHING = re.compile(rb"(?!)")
 
 # Lines on stderr that say nothing of a run. TensorFlow prints them on any machine: when
 # it is imported its CUDA plug-ins register themselves twice, and oneDNN, the CPU's
@@ -40,6 +43,34 @@ NOISE = re.compile(
   rb"|log messages before absl::InitializeLog|XLA service|StreamExecutor device"
   rb"|Compiled cluster using XLA|SetPriority unimplemented|failed call to cuInit"
 )
+
+
+@contextlib.contextmanager
+def quiet(noise: re.Pattern[bytes] = NOISE) -> Iterator[None]:
+  """While it lasts, lines on stderr in which `noise` is found are dropped.
+
+  By default it is what TensorFlow is known to print.
+
+  Libraries below Python write to the file descriptor, so it is the descriptor that is
+  caught; everything but noise is shown at the end, and all of it after an exception.
+  """
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  with tempfile.TemporaryFile() as caught:
+    os.dup2(caught.fileno(), 2)
+    try:
+      yield
+    except BaseException:
+      noise = _NOTHING
+      raise
+    finally:
+      sys.stderr.flush()
+      os.dup2(stderr, 2)
+      os.close(stderr)
+      caught.seek(0)
+      for line in caught:
+        if not noise.search(line):
+          os.write(2, line)
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,7 @@ import tty
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Callable, NamedTuple, NoReturn, Optional, Union
 
-from dat_tf.errors import UserError, exit_on_user_error
+from dat_tf.base.errors import UserError, exit_on_user_error
 
 # From the request to end until SIGKILL, after a signal and after a worker's failure.
 # The latter is short: the others can only wait for the one that failed, and as long as

@@ -11,4 +11,4 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Whole programs first: they take longest, and two processes should end together."""
-  items.sort(key=lambda item: item.path.parent != HERE)
+  items.sort(key=lambda item: item.path.parent not in (HERE / "program", HERE))

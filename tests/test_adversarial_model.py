@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing, objectives
+from dat_tf import objectives
 from dat_tf.adversarial_model import NON_FINITE, AdversarialModel
 from dat_tf.attacks import PGD, Free, LInfinity
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 from dat_tf.communication import BucketQuantizer, FullPrecision, QuantizedAllReduce
-from dat_tf.errors import UserError
 from dat_tf.models import batch_norm, make_model
 from dat_tf.models.averaging import WeightAverage
 from dat_tf.objectives import AdversarialTraining

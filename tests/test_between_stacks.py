@@ -18,7 +18,7 @@ from folder_case import FolderCase
 from program_case import ROOT, results
 from test_semi_supervised import write_digits
 
-from dat_tf import stack
+from dat_tf.base import stack
 
 # Restores a run as its own program does, and keeps every value that was restored, as
 # the run's first replica has it.
@@ -27,9 +27,9 @@ import sys
 import unittest
 import numpy as np
 from dat_tf import config as config_lib
-from dat_tf.cluster import Cluster
+from dat_tf.workers.cluster import Cluster
 from dat_tf.compat import local_value
-from dat_tf.run import Run
+from dat_tf.program.run import Run
 
 path, *flags = sys.argv[1:]
 cluster = Cluster.from_environment()

@@ -64,7 +64,7 @@ def _heartbeat():
   """What a worker's coordination service was told."""
   from tensorflow.python.eager import context
 
-  from dat_tf import cluster as cluster_lib
+  from dat_tf.workers import cluster as cluster_lib
 
   options = cluster_lib.communication_options("ring", 0, 60)
   cluster_lib.make_strategy(cluster_lib.Cluster.from_environment(), options)
@@ -235,7 +235,7 @@ class NoiseTest(tf.test.TestCase):
   def test_importing_tensorflow_prints_nothing_else(self):
     code = """
 import dat_tf
-from dat_tf.startup import quiet
+from dat_tf.compat import quiet
 with quiet():
   import tensorflow as tf
   tf.config.list_physical_devices("GPU")

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
-from dat_tf import evaluating, training
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import PGD, LInfinity
-from dat_tf.checkpointing import Checkpoints
-from dat_tf.data import writing
+from dat_tf.conversion import writing
 from dat_tf.models import batch_norm, make_model
 from dat_tf.objectives import CleanTraining
 from dat_tf.optimizers import LAMB
-from dat_tf.run import Run
+from dat_tf.program import evaluating, training
+from dat_tf.program.checkpointing import Checkpoints
+from dat_tf.program.run import Run
+from dat_tf.workers import cluster as cluster_lib
 from workers import run_workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

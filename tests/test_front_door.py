@@ -24,7 +24,8 @@ class FrontDoorTest(unittest.TestCase):
   def test_names_are_those_of_the_rooms(self) -> None:
     for room in dat._ROOMS:
       module = importlib.import_module(f"dat_tf.{room}")
-      self.assertIs(getattr(dat, room), module)
+      if "." not in room:
+        self.assertIs(getattr(dat, room), module)
       for name in module.__all__:
         self.assertIs(getattr(dat, name), getattr(module, name), name)
         self.assertIn(name, dir(dat))

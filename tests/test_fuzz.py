@@ -12,7 +12,7 @@ import hypothesis
 from absl.testing import parameterized
 from hypothesis import strategies
 
-from dat_tf.errors import UserError, shown
+from dat_tf.base.errors import UserError, shown
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -19,6 +19,7 @@ from dat_tf.objectives import Batch
 from workers import run_workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "dat_tf" / "program"
 GUIDE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
 TRAINING = "model, figures = "  # in each example that trains
 # Of the launcher and of pip, not of run_dat.py.
@@ -142,7 +143,7 @@ class NamesTest(unittest.TestCase):
     written = {
       key.value
       for name in ("training.py", "evaluating.py")
-      for node in ast.walk(ast.parse((ROOT / "dat_tf" / name).read_text("utf-8")))
+      for node in ast.walk(ast.parse((PROGRAM / name).read_text("utf-8")))
       if isinstance(node, ast.Dict)
       and re.search("standard_accuracy|certified_accuracy", ast.unparse(node))
       for key in node.keys

@@ -366,7 +366,7 @@ class CommandLineTest(ScriptTest):
 
   def test_does_not_load_tensorflow(self):
     program = """
-import sys, dat_tf.launch, dat_tf.cluster
+import sys, dat_tf.launch, dat_tf.workers.cluster
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -15,49 +15,27 @@ PACKAGE = ROOT / "dat_tf"
 
 # From low to high: a room may import those of its own line and of the lines before it.
 LAYERS = (
-  ("errors",),
-  ("stack",),
+  ("base",),
   ("__init__", "compat"),
-  (
-    "agreement",
-    "examples",
-    "fence",
-    "files",
-    "flagfiles",
-    "hashing",
-    "peers",
-    "startup",
-    "watchdog",
-  ),
-  ("locking",),
-  ("config", "cluster", "models", "optimizers", "checkpointing", "exporting"),
-  ("communication",),
-  ("objectives",),
-  ("attacks",),
-  ("launch",),
-  ("data",),
-  ("evaluation",),
-  ("monitoring",),
-  ("reporting",),
-  ("adversarial_model", "parts"),
-  ("directory", "early_stopping", "initialization", "inputs", "pseudo_labeling"),
-  ("run",),
-  ("training", "evaluating"),
-  ("modes",),
-  ("__main__",),
+  ("workers", "models", "optimizers", "launch"),
+  ("communication", "objectives"),
+  ("attacks", "data"),
+  ("adversarial_model", "config", "conversion"),
+  ("evaluation", "monitoring"),
+  ("reporting", "program", "__main__"),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 # What flags, TF_CONFIG and a launcher need before TensorFlow starts, or without it.
 LIGHT = (
   "dat_tf",
-  "dat_tf.cluster",
+  "dat_tf.workers.cluster",
   "dat_tf.compat",
   "dat_tf.config",
-  "dat_tf.errors",
-  "dat_tf.flagfiles",
+  "dat_tf.base.errors",
+  "dat_tf.config.flagfiles",
   "dat_tf.launch",
-  "dat_tf.peers",
+  "dat_tf.workers.peers",
 )
 
 

@@ -12,10 +12,11 @@ import tempfile
 import unittest
 from importlib import metadata
 
+import pytest
 from packaging.requirements import Requirement
 from setuptools import find_packages
 
-from dat_tf import stack
+from dat_tf.base import stack
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MAKE = shutil.which("make")
@@ -110,7 +111,7 @@ class PythonChoiceTest(unittest.TestCase):
   def test_the_nightly_stack_runs_the_quick_tests(self) -> None:
     self.add_python("python3", "3.11.7")
     self.assertIn(
-      "tests/attacks tests/communication", self.make("STACK=nightly").stdout
+      "tests/attacks tests/base tests/communication", self.make("STACK=nightly").stdout
     )
 
   def test_missing_ensurepip_names_the_package(self) -> None:
@@ -118,6 +119,10 @@ class PythonChoiceTest(unittest.TestCase):
     self.assert_refused(
       self.make(), "python3 (3.11.2)", "apt-get install python3.11-venv"
     )
+
+
+# What is installed beside the modules.
+BESIDE = ("py.typed", "reporting/page.css", "reporting/page.html")
 
 
 class PackageTest(unittest.TestCase):
@@ -135,15 +140,46 @@ class PackageTest(unittest.TestCase):
     self.assertEqual(folders, packages, "a folder lacks its __init__.py")
 
   def test_every_file_beside_the_modules_is_installed(self) -> None:
-    text = (ROOT / "setup.py").read_text()
-    others = {"dat_tf.reporting": ["page.css", "page.html"]}
-    self.assertIn('package_data={"dat_tf.reporting": ["page.html", "page.css"]}', text)
-    found: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "dat_tf").rglob("*")):
-      if path.is_file() and path.suffix not in (".py", ".pyc"):
-        package = ".".join(path.parent.relative_to(ROOT).parts)
-        found.setdefault(package, []).append(path.name)
-    self.assertEqual(found, others)
+    found = {
+      str(path.relative_to(ROOT))
+      for path in (ROOT / "dat_tf").rglob("*")
+      if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "COMMIT"
+    }
+    self.assertEqual(found, {f"dat_tf/{name}" for name in BESIDE})
+
+  @pytest.mark.long
+  def test_what_is_built_runs_outside_of_the_clone(self) -> None:
+    clone = pathlib.Path(self.folder, "clone")
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", str(clone)]
+    subprocess.run(command, check=True, capture_output=True)
+    self.assertEqual(len([*(clone / "dist").iterdir()]), 2)
+    for built in (clone / "dist").iterdir():
+      target = pathlib.Path(self.folder, built.suffix)
+      command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+      command += ["--no-build-isolation", f"--target={target}", str(built)]
+      subprocess.run(command, check=True, capture_output=True)
+      for name in BESIDE:
+        self.assertTrue((target / "dat_tf" / name).is_file(), name)
+      for program, words, told in (
+        ("dat-tf", ["--version"], "TensorFlow"),
+        ("dat-tf", ["--help"], "--epsilon"),
+        ("dat-tf-launch", ["--num_workers=2", "--", "dat-tf", "--version"], "worker 1"),
+      ):
+        environment = {
+          **os.environ,
+          "PYTHONPATH": str(target),
+          "PATH": f"{target / 'bin'}:{os.environ['PATH']}",
+        }
+        process = subprocess.run(
+          [str(target / "bin" / program), *words],
+          cwd=self.folder,
+          env=environment,
+          capture_output=True,
+          text=True,
+        )
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertIn(told, process.stdout)
 
   def test_python_versions_agree(self) -> None:
     (_, first), (_, last) = stack.PYTHONS

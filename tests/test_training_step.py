@@ -14,7 +14,7 @@ from absl.testing import parameterized
 
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import L2, PGD, LInfinity, Scheduled
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 CLASSES = 4
 SGD = tf.keras.optimizers.legacy.SGD

@@ -22,15 +22,16 @@ from typing import Any, Optional
 import numpy as np
 from absl import flags
 
-from dat_tf.errors import UserError
-from dat_tf.startup import quiet, run_script
+from dat_tf.base.errors import UserError
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
-  from dat_tf.data import archives, published
-  from dat_tf.data.conversion import array_record, convert, has_begun
-  from dat_tf.data.items import ArrayItems, explain_failed_reading, open_binary
+  from dat_tf.conversion import archives, published
+  from dat_tf.conversion.convert import array_record, convert, has_begun
+  from dat_tf.conversion.items import ArrayItems, explain_failed_reading, open_binary
 
 ORIGINALS = {
   "cifar-10-python.tar.gz": published.Original(

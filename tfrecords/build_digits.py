@@ -16,10 +16,11 @@ from absl import flags
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from dat_tf.startup import quiet, run_script
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
-  from dat_tf.data.writing import image_example, write_shards
+  from dat_tf.conversion.writing import image_example, write_shards
 
 NUM_TEST = 360
 

@@ -26,15 +26,16 @@ from typing import Optional
 import numpy as np
 from absl import flags
 
-from dat_tf.errors import UserError
-from dat_tf.startup import quiet, run_script
+from dat_tf.base.errors import UserError
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
-  from dat_tf.data import archives
+  from dat_tf.conversion import archives
+  from dat_tf.conversion.items import stratified_sample
+  from dat_tf.conversion.published import images_from_tfds
+  from dat_tf.conversion.writing import image_example, write_shards
   from dat_tf.data.framing import count_records
-  from dat_tf.data.items import stratified_sample
-  from dat_tf.data.published import images_from_tfds
-  from dat_tf.data.writing import image_example, write_shards
 
 SPLITS = {"train": "train", "test": "t10k"}
 _LONGEST = 2**30  # bytes; the original's longest file has a twentieth of that

@@ -32,15 +32,16 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from dat_tf.errors import UserError
-from dat_tf.startup import quiet, run_script
+from dat_tf.base.errors import UserError
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
-  from dat_tf.data import beam, writing
-  from dat_tf.data.conversion import convert, encoded_record
-  from dat_tf.data.items import (
+  from dat_tf.conversion import beam, writing
+  from dat_tf.conversion.convert import convert, encoded_record
+  from dat_tf.conversion.items import (
     Item,
     list_folders,
     list_images,

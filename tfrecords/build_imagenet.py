@@ -44,15 +44,16 @@ from typing import Any, Optional
 
 from absl import flags
 
-from dat_tf.errors import UserError
-from dat_tf.startup import quiet, run_script
+from dat_tf.base.errors import UserError
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
-  from dat_tf.data import archives, beam, published
-  from dat_tf.data.conversion import convert, encoded_record, has_begun
-  from dat_tf.data.items import (
+  from dat_tf.conversion import archives, beam, published
+  from dat_tf.conversion.convert import convert, encoded_record, has_begun
+  from dat_tf.conversion.items import (
     Item,
     explain_failed_reading,
     list_folders,

@@ -37,22 +37,23 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from dat_tf.errors import UserError
-from dat_tf.startup import quiet, run_script
+from dat_tf.base.errors import UserError
+from dat_tf.compat import quiet
+from dat_tf.program.startup import run_script
 
 with quiet():
   import tensorflow as tf
 
-  from dat_tf.data import archives, beam
-  from dat_tf.data.conversion import (
+  from dat_tf.conversion import archives, beam
+  from dat_tf.conversion.convert import (
     MakeRecord,
     array_record,
     convert,
     encoded_record,
     pixels_record,
   )
-  from dat_tf.data.encoded import is_image
-  from dat_tf.data.items import (
+  from dat_tf.conversion.encoded import is_image
+  from dat_tf.conversion.items import (
     ArrayItems,
     Item,
     explain_failed_reading,

@@ -14,7 +14,6 @@ from typing import Callable, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import norms
 from dat_tf.attacks.gradient import loss_and_gradient
 from dat_tf.attacks.iterative import (
@@ -26,6 +25,7 @@ from dat_tf.attacks.iterative import (
   select,
   unfooled,
 )
+from dat_tf.base import hashing
 from dat_tf.objectives.losses import cross_entropy
 
 _MOMENTUM = 0.75

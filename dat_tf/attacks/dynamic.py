@@ -11,7 +11,7 @@ import tensorflow as tf
 from dat_tf.attacks import norms
 from dat_tf.attacks.attack import Attack, Scheduled
 from dat_tf.attacks.pgd import PGD, Loss, from_image
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 from dat_tf.objectives.losses import cross_entropy, gradient_of
 from dat_tf.objectives.objective import Batch, Classifier
 
@@ -36,9 +36,9 @@ class DynamicPGD(Scheduled):
 
   Attributes:
     attack: ball, step size, greatest number of steps and start.
-    criterion: c_max, the unit of the loss (nats), at least 0; 0.5 is theirs.
-    falling_steps: training steps until the threshold is 0, at least 1; 100 of 120
-      epochs are theirs.
+    criterion: c_max, the unit of the loss (nats), at least 0; the paper uses 0.5.
+    falling_steps: training steps until the threshold is 0, at least 1; the paper takes
+      100 of 120 epochs.
   """
 
   attack: PGD

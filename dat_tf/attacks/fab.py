@@ -10,7 +10,6 @@ import dataclasses
 
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import hyperplane, losses, norms
 from dat_tf.attacks.gradient import loss_and_gradient
 from dat_tf.attacks.iterative import (
@@ -24,6 +23,7 @@ from dat_tf.attacks.iterative import (
   smaller,
   unfooled,
 )
+from dat_tf.base import hashing
 
 _BIAS = 0.1  # alpha_max: the largest weight of the way from the image itself
 _OVERSHOOT = 1.05  # eta

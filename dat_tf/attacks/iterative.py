@@ -15,8 +15,8 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import losses, norms
+from dat_tf.base import hashing
 from dat_tf.objectives.objective import Classifier
 
 # At least "adversarial", float32 [B, H, W, C], the best image so far; "norm", float32

@@ -13,7 +13,6 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import losses, norms
 from dat_tf.attacks.iterative import (
   Classifier,
@@ -24,6 +23,7 @@ from dat_tf.attacks.iterative import (
   smaller,
   unfooled,
 )
+from dat_tf.base import hashing
 
 # The largest distortion of the paper: the share of an image's values that may change.
 _SHARE = 0.145

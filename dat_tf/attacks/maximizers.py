@@ -6,9 +6,9 @@ import dataclasses
 
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import norms
 from dat_tf.attacks.pgd import Loss
+from dat_tf.base import hashing
 from dat_tf.objectives.losses import cross_entropy, input_gradient
 from dat_tf.objectives.objective import Classifier
 

@@ -12,8 +12,8 @@ from typing import Optional, Union
 
 import tensorflow as tf
 
-from dat_tf import hashing
-from dat_tf.errors import UserError
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 
 # An entry this close to the end of its range moves no further: projections stop there.
 _HEADROOM = 1e-5
@@ -316,7 +316,7 @@ def ascend(
     ball: the allowed perturbations of `images`.
     images: float32 [B, H, W, C] in [0, 1].
     moved: the points to go on from, of that shape, as all that follow.
-    gradient: by those points, of what is to grow.
+    gradient: of what is to grow, with respect to `moved`.
     step_size: length of the step in the ball's norm, pixel units.
   """
   if isinstance(ball, L1):

@@ -11,7 +11,6 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import losses, norms
 from dat_tf.attacks.iterative import (
   Bounded,
@@ -22,6 +21,7 @@ from dat_tf.attacks.iterative import (
   select,
   unfooled,
 )
+from dat_tf.base import hashing
 
 # The share of the image that a window covers is halved after these queries, of a budget
 # of 10,000; AutoAttack, with 5,000, stops half-way through.

@@ -11,8 +11,8 @@ import tensorflow as tf
 from dat_tf.attacks import norms
 from dat_tf.attacks.passes import MinMax, Pass, TrainingPass
 from dat_tf.attacks.pgd import PGD
+from dat_tf.base.errors import UserError
 from dat_tf.compat import keras
-from dat_tf.errors import UserError
 from dat_tf.objectives.objective import Batch
 
 
@@ -49,9 +49,9 @@ class YOPO(TrainingPass):
       classifier: the Keras model that is trained.
       ball: the allowed perturbations.
       step_size: length of a step in the ball's norm, pixel units, greater than 0.
-      passes: m, full passes a step; 5 is theirs. With 1 the layers above the first
+      passes: m, full passes a step; the paper uses 5. With 1 the layers above the first
         see no image but the random starts.
-      inner_steps: n, steps of the attack a pass, at least 1; 3 is theirs.
+      inner_steps: n, steps of the attack a pass, at least 1; the paper uses 3.
 
     Raises:
       UserError: the classifier has no first layer to split at, or a number is not

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from dat_tf.cluster import all_workers_max
 from dat_tf.communication.all_reduce import AllReduce
+from dat_tf.workers.cluster import all_workers_max
 
 _ROUNDS = 5
 

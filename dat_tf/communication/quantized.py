@@ -30,7 +30,7 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
-from dat_tf import hashing
+from dat_tf.base import hashing
 from dat_tf.communication.all_reduce import (
   Figures,
   FullPrecision,

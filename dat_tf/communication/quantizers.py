@@ -60,8 +60,8 @@ from typing import Callable, Protocol
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
-from dat_tf.errors import UserError
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 
 # XLA makes one pass over memory of many elementwise operations, on a CPU too.
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
@@ -77,7 +77,7 @@ def start_compiler() -> None:
   """Uses XLA for the first time, on as many threads as can use it at once.
 
   It announces itself, and every thread that it gets to run on: call this under
-  `startup.quiet`, and it will not do so in the middle of a run.
+  `compat.quiet`, and it will not do so in the middle of a run.
   """
   phases = tf.range(4.0 * (os.cpu_count() or 1))
   tf.function(lambda x: [_wave(tf.fill([2**18], y)) for y in tf.unstack(x)])(phases)

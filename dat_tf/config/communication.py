@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dat_tf.base.errors import UserError
 from dat_tf.config.declaring import (
   Option,
   choice,
@@ -17,7 +18,6 @@ from dat_tf.config.declaring import (
   text,
 )
 from dat_tf.config.refusals import Refusals
-from dat_tf.errors import UserError
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -108,7 +108,7 @@ def make_all_reduce(
   """What averages the gradients of these variables. All workers must call it."""
   import tensorflow as tf
 
-  from dat_tf import communication, startup
+  from dat_tf import communication, compat
   from dat_tf.communication import choice as fastest_of
   from dat_tf.communication import quantizers
 
@@ -120,7 +120,7 @@ def make_all_reduce(
   )
   if settings.all_reduce == "fp16":
     return communication.MeanAllReduce(options, tf.float16, full_precision)
-  with startup.quiet():
+  with compat.quiet():
     quantizers.start_compiler()
   quantized = communication.QuantizedAllReduce(
     communication.BucketQuantizer(

@@ -380,7 +380,7 @@ def loaded(name: str, flag: str) -> Callable[..., Any]:
   """
   import importlib
 
-  from dat_tf.errors import UserError
+  from dat_tf.base.errors import UserError
 
   module, _, function = name.partition(":")
   try:

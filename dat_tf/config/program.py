@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from dat_tf import files
+from dat_tf.base import files
 from dat_tf.config.declaring import (
   Option,
   choice,
@@ -119,7 +119,7 @@ class ProgramSettings:
 class LabelingSettings:
   """How --mode=pseudo_label labels images."""
 
-  ROOM = "pseudo_labeling"
+  ROOM = "program"
 
   pseudo_label_dir: str = text(
     None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 # Pairs: whether something is wrong, and one line that says what, and what to do.
 Refusals = Iterable[tuple[Any, str]]

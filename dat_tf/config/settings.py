@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from typing import Any, Optional
 
 from absl import flags
 
-from dat_tf import files, flagfiles, stack
+from dat_tf.base import files, stack
+from dat_tf.base.errors import UserError
+from dat_tf.base.run_directory import RunDirectory
 from dat_tf.config import (
   attacks,
   communication,
   data,
   evaluation,
+  flagfiles,
   models,
   objectives,
   optimizers,
@@ -24,7 +26,6 @@ from dat_tf.config import (
 )
 from dat_tf.config.declaring import declarations, define_flags, idle, written
 from dat_tf.config.refusals import Refusals, refuse
-from dat_tf.errors import UserError
 
 _OWN_DATA = {"train_data", "unlabeled_data"}
 
@@ -43,6 +44,11 @@ class Settings(
   program.ReportSettings,
 ):
   """Every setting of a run, an attribute for each flag; see `--help`."""
+
+  @property
+  def directory(self) -> RunDirectory:
+    """Where the run keeps what it writes."""
+    return RunDirectory(self.model_dir)
 
   @property
   def certifies(self) -> bool:
@@ -123,7 +129,9 @@ def _contradictions(settings: Settings) -> Refusals:
     room.contradictions(settings) for room in (*rooms, communication)
   )
   # What was kept by an earlier run has what follows from the rest written out.
-  follow = {n: None for n, d in declarations(Settings).items() if d.default is None}
+  follow: dict[str, Any] = {
+    n: None for n, d in declarations(Settings).items() if d.default is None
+  }
   derived = _resolved(dataclasses.replace(settings, **follow))
   yield from ((True, line) for line in idle(settings, derived))
 
@@ -152,7 +160,7 @@ def check_against_saved(settings: Settings) -> bool:
         f"start from --flagfile={settings.model_dir}/config.flags, or choose another"
       )
       if settings.mode == "evaluate" and name in ("norm", "epsilon"):
-        way = f"give --model_path={settings.model_dir}/export and another"
+        way = f"give --model_path={settings.directory.export} and another"
       raise UserError(
         f"{settings.model_dir} was written with {was}, this run has {now}: {way} "
         "--model_dir."
@@ -196,7 +204,9 @@ def save(settings: Settings) -> None:
     flagfiles.to_line(words[name]) for name in sorted(words.keys() - {"overwrite"})
   ]
   with files.explained_writing(f"--model_dir={settings.model_dir}"):
-    files.write_text(_path(settings.model_dir), "".join(f"{line}\n" for line in lines))
+    files.write_text(
+      settings.directory.settings, "".join(f"{line}\n" for line in lines)
+    )
 
 
 def load(model_dir: str) -> Optional[Settings]:
@@ -205,7 +215,7 @@ def load(model_dir: str) -> Optional[Settings]:
   Raises:
     UserError: they are damaged.
   """
-  path = _path(model_dir)
+  path = RunDirectory(model_dir).settings
   values = _flags()
   try:
     text = files.read_text(path)
@@ -222,7 +232,3 @@ def load(model_dir: str) -> Optional[Settings]:
       f"{path} cannot be read ({error}): mend it or choose another --model_dir."
     ) from None
   return _read(values)
-
-
-def _path(model_dir: str) -> str:
-  return os.path.join(model_dir, "config.flags")

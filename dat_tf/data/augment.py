@@ -20,7 +20,7 @@ from typing import Optional, Protocol
 
 import tensorflow as tf
 
-from dat_tf import hashing
+from dat_tf.base import hashing
 from dat_tf.data.records import StoredImage
 
 _TRIES = 10

@@ -14,8 +14,8 @@ from typing import NamedTuple, Optional
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from dat_tf.base.errors import UserError
 from dat_tf.data import records
-from dat_tf.errors import UserError
 
 # Records of a set that are read.
 _SAMPLE = 1000

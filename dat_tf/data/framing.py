@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Union
 import numpy as np
 import tensorflow as tf
 
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 _HEADER_BYTES = 12
 _FRAME_BYTES = 16

@@ -51,13 +51,13 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-from dat_tf import hashing
-from dat_tf.cluster import num_cores
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 from dat_tf.data import framing, service
 from dat_tf.data.augment import Augmentation, in_unit_range
 from dat_tf.data.records import RecordForm, StoredImage
 from dat_tf.data.shards import Shard
-from dat_tf.errors import UserError
+from dat_tf.workers.cluster import num_cores
 
 # An example on its way from its record to its batch, by the names of its parts.
 Example = dict[str, tf.Tensor]

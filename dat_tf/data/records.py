@@ -20,9 +20,9 @@ from typing import Optional
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from dat_tf.base.errors import UserError, one_line
 from dat_tf.data import framing
 from dat_tf.data.stored_image import TOO_LARGE, StoredImage
-from dat_tf.errors import UserError, one_line
 
 SOFT_LABEL = "label/soft"
 

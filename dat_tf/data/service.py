@@ -27,9 +27,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dat_tf import compat, fence, peers
-from dat_tf.errors import UserError, exit_on_user_error
-from dat_tf.startup import quiet
+from dat_tf import compat
+from dat_tf.base.errors import UserError, exit_on_user_error
+from dat_tf.compat import quiet
+from dat_tf.workers import fence, peers
 
 with quiet():
   import tensorflow as tf

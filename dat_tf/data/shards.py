@@ -6,8 +6,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from dat_tf.base.errors import UserError
 from dat_tf.data import framing
-from dat_tf.errors import UserError
 
 _LOCAL_FILES_PER_WORKER = 2**20
 _NAMED = 10

@@ -7,7 +7,9 @@ from typing import Optional
 
 import tensorflow as tf
 
-from dat_tf.data.encoded import MOST_PIXELS
+# An image decoded takes three bytes a pixel, whatever few bytes stand for it.
+MOST_PIXELS = 100_000_000
+
 
 # What the error says of an image that is refused by its size; a regular expression.
 TOO_LARGE = r"it has more than [\d,]+ pixels, the most that are read"

@@ -21,8 +21,8 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import files
-from dat_tf.errors import UserError, one_line
+from dat_tf.base import files
+from dat_tf.base.errors import UserError, one_line
 
 Rows = Mapping[str, np.ndarray]
 

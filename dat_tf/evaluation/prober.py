@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import iterative, norms
+from dat_tf.base import hashing
 from dat_tf.objectives.losses import cross_entropy
 
 PGD_STEPS = 20

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import iterative, norms
+from dat_tf.base import hashing
 from dat_tf.evaluation.prober import PGD_STEPS, Prober
 from dat_tf.evaluation.robustness import batch_difference, finite
 

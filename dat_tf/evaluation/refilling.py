@@ -17,8 +17,8 @@ from typing import Callable, NamedTuple, Optional
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import iterative
+from dat_tf.base import hashing
 
 # Steps between two looks at what is broken, at least, and looks in a round at most: a
 # look costs time, and a step of an example that need not be attacked any more is lost.

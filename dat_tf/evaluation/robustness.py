@@ -17,11 +17,11 @@ from typing import Callable
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import hashing
 from dat_tf.attacks import iterative, losses, norms
-from dat_tf.errors import UserError
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
+from dat_tf.data.examples import class_numbers
 from dat_tf.evaluation.refilling import Portion, Runner
-from dat_tf.examples import class_numbers
 
 # How far from [0, 1] a pixel may be that was computed.
 _ROUNDING = 1e-6
@@ -74,8 +74,8 @@ class Evaluator:
         may depend on it, by rounding.
       seed: of all random numbers.
     """
-    # Of an object tf.function would take over the attributes, in place of its own, and
-    # of lambdas, when there are several, warn that one is traced for ever again.
+    # A partial: tf.function copies the attributes of a callable object over its own,
+    # and warns of endless retracing when it wraps several lambdas from one line.
     self._classify = tf.function(functools.partial(classifier))
     self._runners = {
       name: [Runner(classifier, attack, batch_size) for attack in sequence]

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from dat_tf import compat
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
+from dat_tf.base.run_directory import RunDirectory
 from dat_tf.evaluation.robustness import finite
 from dat_tf.models import stored
 
@@ -55,7 +56,7 @@ class UserModel:
     self._flag, self._prefix = flag, flag.removesuffix("model_path")
     if not tf.io.gfile.exists(path):
       raise self._mistake("there is no such file or directory", "mend the path")
-    if tf.io.gfile.exists(exported := os.path.join(path, "export")):
+    if tf.io.gfile.exists(exported := RunDirectory(path).export):
       raise self._mistake("it is the directory of a run", f"name {exported}")
     try:
       self._outputs, self._input = self._load(unsafe)
@@ -156,7 +157,7 @@ class UserModel:
       gradient = None
     if gradient is None:
       raise self._mistake(
-        "its output cannot be differentiated by the image",
+        "its output has no gradient with respect to the image",
         "take out what rounds or casts on the way, such as uint8",
       )
 

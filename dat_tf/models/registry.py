@@ -11,8 +11,8 @@ from typing import Callable
 
 import tensorflow as tf
 
+from dat_tf.base.errors import UserError, one_line
 from dat_tf.compat import keras, preprocess_input
-from dat_tf.errors import UserError, one_line
 from dat_tf.models.plain_cnn import plain_cnn
 from dat_tf.models.preact_resnet import preact_resnet18
 from dat_tf.models.resnet import resnet

@@ -19,8 +19,8 @@ import h5py
 import tensorflow as tf
 
 from dat_tf import compat
+from dat_tf.base.errors import UserError
 from dat_tf.compat import keras
-from dat_tf.errors import UserError
 
 _LONGEST_CONFIG = 2**28  # bytes
 # Where the parts of a Keras model come from.

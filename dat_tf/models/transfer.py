@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dat_tf.base.errors import UserError
 from dat_tf.compat import keras
-from dat_tf.errors import UserError
 
 
 def layers_with_weights(model: keras.Model) -> Iterator[keras.layers.Layer]:

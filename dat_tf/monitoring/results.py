@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any, Callable
 
-from dat_tf import files
-from dat_tf.errors import UserError
+from dat_tf.base import files
+from dat_tf.base.errors import UserError
 
 _MOST = 2**63
 

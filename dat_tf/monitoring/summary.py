@@ -113,8 +113,8 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Union[bool, float, str]]:
   return {
     name: value
     if isinstance(value, (bool, int, float))
-    else ",".join(value)
-    if isinstance(value, list)
+    else ",".join(x if isinstance(x, str) else f"{x:g}" for x in value)
+    if isinstance(value, tuple)
     else value or ""
     for name, value in settings.items()
     if name not in _NO_SETTINGS

@@ -7,7 +7,7 @@ import dataclasses
 import tensorflow as tf
 
 from dat_tf.compat import keras
-from dat_tf.models import bounds
+from dat_tf.objectives import bounds
 from dat_tf.objectives.losses import cross_entropy
 from dat_tf.objectives.objective import (
   Batch,
@@ -89,7 +89,7 @@ def is_certified(
   epsilon: float,
   crown: bool = True,
 ) -> tf.Tensor:
-  """Which images no perturbation of the ball can bring to another class than theirs.
+  """Which images no perturbation of the ball can bring to another class.
 
   The mean is the certified accuracy, never above the accuracy under any attack.
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from dat_tf import hashing
+from dat_tf.base import hashing
 from dat_tf.objectives.losses import cross_entropy
 from dat_tf.objectives.objective import (
   Batch,
@@ -35,7 +35,7 @@ class AdversarialLogitPairing(Objective):
   where they halve the sum of the two cross-entropies.
 
   Attributes:
-    weight: w, at least 0; 1 is theirs, 0.5 beside half of the sum.
+    weight: w, at least 0; the paper uses 1, 0.5 beside half of the sum.
     clean_weight: lambda, at least 0.
   """
 
@@ -65,7 +65,7 @@ class CleanLogitPairing(Objective):
 
   Attributes:
     weight: w, at least 0.
-    deviation: of the noise, pixels in [0, 1], at least 0; 0.5 is theirs on MNIST.
+    deviation: of the noise, pixels in [0, 1], at least 0; the paper uses 0.5 on MNIST.
   """
 
   weight: float = 0.5

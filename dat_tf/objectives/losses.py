@@ -14,9 +14,10 @@ Classifier = Callable[..., tf.Tensor]
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   """Cross-entropy of each example, in nats.
 
-  In float64 its gradient does not lose the label's part before the label's logit leads
-  by 36, in float32 by 17, which misleads attacks on a network that is sure. The last
-  bits, which depend on the place in the batch, are gone from what is returned.
+  Computed in float64: in float32 the gradient with respect to the label's logit
+  underflows to 0 once that logit leads by 17 (in float64 by 36), and attacks on a
+  confident network stall. The last bits, which depend on the place in the batch, are
+  gone from what is returned.
 
   Args:
     logits: [B, classes], float.

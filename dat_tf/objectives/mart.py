@@ -32,8 +32,8 @@ class MART(Objective):
   examples", ICLR 2020; beta is their lambda.
 
   Attributes:
-    beta: weight of the divergence, at least 0; 5 is theirs for ResNet-18 on CIFAR-10,
-      6 for WideResNet-34-10.
+    beta: weight of the divergence, at least 0; the paper uses 5 for ResNet-18 on
+      CIFAR-10, 6 for WideResNet-34-10.
   """
 
   beta: float = 5.0

@@ -11,7 +11,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from dat_tf import hashing
+from dat_tf.base import hashing
 from dat_tf.objectives.losses import class_rows
 from dat_tf.objectives.objective import Batch
 
@@ -47,7 +47,7 @@ class Mixup:
 
   Attributes:
     num_classes: number of classes.
-    alpha: greater than 0; 1 is theirs on CIFAR-10, 0.2 on ImageNet.
+    alpha: greater than 0; the paper uses 1 on CIFAR-10, 0.2 on ImageNet.
   """
 
   num_classes: int
@@ -72,7 +72,7 @@ class CutMix:
 
   Attributes:
     num_classes: number of classes.
-    alpha: greater than 0; 1 is theirs.
+    alpha: greater than 0; the paper uses 1.
   """
 
   num_classes: int

@@ -6,8 +6,8 @@ from typing import NamedTuple, Optional, Union
 
 import tensorflow as tf
 
+from dat_tf.base.errors import UserError
 from dat_tf.compat import keras
-from dat_tf.errors import UserError
 from dat_tf.objectives.losses import Classifier, cross_entropy
 
 

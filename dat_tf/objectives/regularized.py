@@ -20,7 +20,7 @@ from typing import Callable
 
 import tensorflow as tf
 
-from dat_tf import hashing
+from dat_tf.base import hashing
 from dat_tf.objectives.losses import cross_entropy, input_gradient
 from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective, Wrapper
 
@@ -53,7 +53,7 @@ class Regularized(Wrapper):
 
 @dataclasses.dataclass(frozen=True)
 class InputGradient:
-  """weight |grad l(x, y)|^2, the gradient by the image, the norm Euclidean.
+  """weight |grad l(x, y)|^2: the input gradient, its norm Euclidean.
 
   Ross and Doshi-Velez, "Improving the adversarial robustness and interpretability of
   deep neural networks by regularizing their input gradients", AAAI 2018; also known as
@@ -78,14 +78,14 @@ class Curvature:
   """weight |grad l(x + h z, y) - grad l(x, y)|^2, z = sign(grad l(x, y)) of length 1.
 
   CURE: Moosavi-Dezfooli et al., "Robustness via curvature regularization, and vice
-  versa", CVPR 2019. z is a constant to the gradient by the weights. (The authors'
-  program takes the norm itself, not its square, runs the network in inference mode, and
-  lets h grow to 3.)
+  versa", CVPR 2019. z is a constant to the gradient with respect to the weights. (The
+  authors' program takes the norm itself, not its square, runs the network in inference
+  mode, and lets h grow to 3.)
 
   Attributes:
-    weight: at least 0; 4 is theirs.
-    step: h, Euclidean length with pixels in [0, 1], greater than 0; 1.5 is theirs on
-      CIFAR-10.
+    weight: at least 0; the paper uses 4.
+    step: h, Euclidean length with pixels in [0, 1], greater than 0; the paper uses
+      1.5 on CIFAR-10.
   """
 
   weight: float = 4.0
@@ -114,7 +114,7 @@ class GradientAlignment:
 
   Attributes:
     random_start: keys and images -> images moved at random (a ball's `random_start`).
-    weight: at least 0; 0.2 is theirs on CIFAR-10 with epsilon = 8/255.
+    weight: at least 0; the paper uses 0.2 on CIFAR-10 with epsilon = 8/255.
   """
 
   random_start: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -151,8 +151,8 @@ class LocalLinearity:
   grad l|), with the statistics of the clean batch throughout.
 
   Attributes:
-    weight: their lambda, at least 0; 4 is theirs on CIFAR-10.
-    gradient_weight: their mu, at least 0; 3 is theirs on CIFAR-10.
+    weight: lambda of the paper, at least 0; the paper uses 4 on CIFAR-10.
+    gradient_weight: mu of the paper, at least 0; the paper uses 3 on CIFAR-10.
   """
 
   weight: float = 4.0
@@ -179,8 +179,8 @@ class AttributionNorm:
   network as one batch.
 
   Attributes:
-    weight: at least 0; 1 is theirs on Fashion-MNIST.
-    points: m, at least 1; 50 is theirs.
+    weight: at least 0; the paper uses 1 on Fashion-MNIST.
+    points: m, at least 1; the paper uses 50.
   """
 
   weight: float = 1.0

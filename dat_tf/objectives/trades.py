@@ -22,13 +22,14 @@ class TRADES(Objective):
 
   The attacker maximises the divergence, by way of the cross-entropy to p(x), which
   differs from it by a number that delta cannot change. Its gradient is zero at delta =
-  0, so the attack must start elsewhere (theirs beside the image, PGD's in the ball).
+  0, so the attack must start elsewhere (in the paper beside the image, here in the
+  ball).
 
   Zhang et al., "Theoretically principled trade-off between robustness and accuracy",
   ICML 2019; beta is their 1 / lambda.
 
   Attributes:
-    beta: weight of the divergence, at least 0; 6 is theirs on CIFAR-10.
+    beta: weight of the divergence, at least 0; the paper uses 6 on CIFAR-10.
   """
 
   beta: float = 6.0

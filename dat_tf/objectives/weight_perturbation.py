@@ -27,7 +27,8 @@ class WeightPerturbation(Wrapper):
 
   Attributes:
     objective: L.
-    gamma: greater than 0; 0.01 is theirs for adversarial training, 0.005 for TRADES.
+    gamma: greater than 0; the paper uses 0.01 for adversarial training, 0.005 for
+      TRADES.
   """
 
   objective: Objective

@@ -41,8 +41,8 @@ from typing import Any, Literal, NoReturn, Union
 import tensorflow as tf
 
 from dat_tf import compat
+from dat_tf.base.errors import UserError
 from dat_tf.compat import keras
-from dat_tf.errors import UserError
 
 try:
   with warnings.catch_warnings():

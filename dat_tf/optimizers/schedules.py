@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from dat_tf.base.errors import UserError
 from dat_tf.compat import keras
-from dat_tf.errors import UserError
 
 
 def scaled_learning_rate(

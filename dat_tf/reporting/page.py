@@ -13,8 +13,9 @@ import markupsafe
 import tensorflow as tf
 
 import dat_tf
-from dat_tf import files
-from dat_tf.errors import UserError, one_line
+from dat_tf.base import files
+from dat_tf.base.errors import UserError, one_line
+from dat_tf.base.run_directory import RunDirectory
 from dat_tf.reporting import gallery, plots, tables, theme
 from dat_tf.reporting.plot import Plot, own_name
 from dat_tf.reporting.runs import Run, holds_run, read_runs
@@ -38,9 +39,10 @@ def write_report(model_dir: str, others: Sequence[str] = ()) -> str:
   mine = [model_dir] if holds_run(model_dir) or not others else []
   # The same run beside itself tells nothing.
   runs = read_runs(list(dict.fromkeys(path.rstrip("/") for path in [*mine, *others])))
-  path = os.path.join(model_dir, "report.html")
+  directory = RunDirectory(model_dir)
+  path = directory.report
   try:
-    files.write_text(path, _render(runs, os.path.join(model_dir, "report")))
+    files.write_text(path, _render(runs, directory.plots))
   except tf.errors.OpError as error:
     raise UserError(
       f"{path} cannot be written ({one_line(error)}): make room, or choose another "

@@ -15,9 +15,10 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from dat_tf import config as config_lib
-from dat_tf import files
+from dat_tf.base import files
+from dat_tf.base.errors import UserError
+from dat_tf.base.run_directory import RunDirectory
 from dat_tf.data import framing
-from dat_tf.errors import UserError
 from dat_tf.evaluation import outcomes
 from dat_tf.monitoring import read_results
 from dat_tf.reporting import schema
@@ -111,8 +112,8 @@ def read_runs(directories: Sequence[str]) -> list[Run]:
 def holds_run(directory: str) -> bool:
   """Whether a run has left anything there that a report can show."""
   return any(
-    tf.io.gfile.exists(os.path.join(directory, name))
-    for name in ("results.json", "logs")
+    tf.io.gfile.exists(path)
+    for path in (RunDirectory(directory).results, RunDirectory(directory).logs)
   )
 
 
@@ -132,14 +133,15 @@ def _read(name: str, directory: str) -> Run:
     raise UserError(
       f"{directory} holds neither results.json nor logs/: name the directory of a run."
     )
-  results = read_results(os.path.join(directory, "results.json"))
+  there = RunDirectory(directory)
+  results = read_results(there.results)
   # Of attacks that results.json knows, on the same weights and images: other files may
   # be those of a run under way, or of earlier weights.
   found = []
   measured = results.get("fingerprint") or "unknown"
   for attack in results.get("robust_accuracy") or {}:
     arrays = _read_arrays(
-      os.path.join(directory, "evaluation", f"{attack}.npz"), schema.check_outcomes
+      os.path.join(there.evaluation, f"{attack}.npz"), schema.check_outcomes
     )
     if (
       arrays
@@ -149,7 +151,7 @@ def _read(name: str, directory: str) -> Run:
     ):
       names = [field.name for field in dataclasses.fields(Outcomes)][1:]
       found.append(Outcomes(attack, **{key: arrays[key] for key in names}))
-  path = os.path.join(directory, "evaluation", "probes.npz")
+  path = os.path.join(there.evaluation, "probes.npz")
   probed = results.get("probed_images")
   probes = _read_arrays(path, schema.check_probes) if probed else {}
   if probes and str(probes["fingerprint"]) != measured:
@@ -161,7 +163,7 @@ def _read(name: str, directory: str) -> Run:
     dataclasses.asdict(settings) if settings else {},
     sorted(found, key=lambda attacked: attacked.robust.mean()),
     probes,
-    _read_curves(os.path.join(directory, "logs")),
+    _read_curves(there.logs),
   )
 
 

@@ -242,7 +242,7 @@ def _setting(value: Any) -> str:
   if value is None:
     return ""
   if isinstance(value, (list, tuple)):
-    return ", ".join(map(str, value))
+    return ", ".join(map(_setting, value))
   if isinstance(value, bool):
     return "yes" if value else "no"
   return number(value) if isinstance(value, float) else str(value)

@@ -7,9 +7,9 @@ import tensorflow as tf
 from absl.testing import parameterized
 from numpy_attacks import TanhNetwork, l1_project
 
-from dat_tf import hashing
 from dat_tf.attacks import L1, L2, LInfinity, iterative
 from dat_tf.attacks.apgd import APGD
+from dat_tf.base import hashing
 
 SHAPE, COUNT, STEPS = (4, 4, 2), 8, 40
 # As the authors' program rounds p_j, of 0.22 and then 0.03 less each time, times 40.

@@ -15,7 +15,6 @@ import tensorflow as tf
 from absl.testing import parameterized
 from linear_model import Linear, norms_of
 
-from dat_tf import hashing
 from dat_tf.attacks import (
   L1,
   L2,
@@ -39,6 +38,7 @@ from dat_tf.attacks.passes import MinMax, Pass
 from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.square import Square
 from dat_tf.attacks.transfer import Transfer
+from dat_tf.base import hashing
 from dat_tf.objectives import Batch, linearity_violation, losses
 
 EVERYWHERE = [*registry._ALONE, "fgsm", "pgd-5", "cw-pgd-5", "bim-5", "mi-fgsm-5"]

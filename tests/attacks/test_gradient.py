@@ -7,8 +7,8 @@ import tensorflow as tf
 from absl.testing import parameterized
 from numpy_attacks import TanhNetwork, l1_project
 
-from dat_tf import hashing
 from dat_tf.attacks import L1, L2, PGD, LInfinity, fgsm, from_image
+from dat_tf.base import hashing
 
 SHAPE = (4, 4, 2)
 

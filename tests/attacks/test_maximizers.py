@@ -8,16 +8,12 @@ from absl.testing import parameterized
 from numpy_attacks import TanhNetwork, length, numeric_gradient, project, steepest
 
 from dat_tf import config as config_lib
-from dat_tf import hashing
 from dat_tf.attacks import L1, L2, NFGSM, PGD, WRM, LInfinity, Momentum, from_image
 from dat_tf.attacks.dynamic import Curriculum, DynamicPGD, WarmStart
 from dat_tf.attacks.pgd import from_random
-from dat_tf.errors import UserError
-from dat_tf.objectives import (
-  Batch,
-  attribution_norm,
-  linearity_violation,
-)
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
+from dat_tf.objectives import Batch, attribution_norm, linearity_violation
 
 SHAPE, SIZE, CLASSES = (3, 3, 2), 5, 4
 

@@ -7,13 +7,13 @@ import tensorflow as tf
 from absl.testing import parameterized
 from numpy_attacks import l1_project
 
-from dat_tf import hashing
 from dat_tf.attacks import L1, L2, NFGSM, PGD, WRM, Free, LInfinity
 from dat_tf.attacks.apgd import APGD
 from dat_tf.attacks.ascent import Ascent
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.square import Square
-from dat_tf.errors import UserError
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 
 
 class DivergedTest(tf.test.TestCase, parameterized.TestCase):

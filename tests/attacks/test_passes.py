@@ -7,18 +7,14 @@ import tensorflow as tf
 from absl.testing import parameterized
 from numpy_attacks import numeric_gradient, project, steepest
 
-from dat_tf import hashing
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import L2, PGD, YOPO, Free, LInfinity, fgsm
 from dat_tf.attacks.yopo import split
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 from dat_tf.data.mixture import replayed
-from dat_tf.errors import UserError
 from dat_tf.models import make_model
-from dat_tf.objectives import (
-  TRADES,
-  AdversarialTraining,
-  WeightPerturbation,
-)
+from dat_tf.objectives import TRADES, AdversarialTraining, WeightPerturbation
 
 SIZE, CLASSES = 5, 4
 SGD = tf.keras.optimizers.legacy.SGD

@@ -7,12 +7,12 @@ import tensorflow as tf
 from absl.testing import parameterized
 from numpy_attacks import TanhNetwork, length
 
-from dat_tf import hashing
 from dat_tf.attacks import L1, L2, LInfinity, iterative, jsma, penalized
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.fab import FAB
 from dat_tf.attacks.jsma import JSMA
 from dat_tf.attacks.penalized import CarliniWagner
+from dat_tf.base import hashing
 
 SHAPE, COUNT, CLASSES = (4, 4, 1), 6, 3
 

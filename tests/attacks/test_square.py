@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import hashing
 from dat_tf.attacks import L1, L2, LInfinity, iterative, norms, square
 from dat_tf.attacks.iterative import Examples
 from dat_tf.attacks.square import Square
+from dat_tf.base import hashing
 
 SHAPE, COUNT = (9, 9, 2), 6
 

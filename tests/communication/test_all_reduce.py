@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import cluster as cluster_lib
 from dat_tf.communication import FullPrecision, MeanAllReduce
+from dat_tf.workers import cluster as cluster_lib
 from workers import run_workers
 
 REPLICAS = 3

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from dat_tf import cluster as cluster_lib
 from dat_tf.communication.collectives import groups
+from dat_tf.workers import cluster as cluster_lib
 from workers import run_workers
 
 

@@ -28,9 +28,9 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import (
   CollectiveAllReduceExtended,
 )
 
-from dat_tf import cluster as cluster_lib
-from dat_tf import hashing
+from dat_tf.base import hashing
 from dat_tf.communication.collectives import Group
+from dat_tf.workers import cluster as cluster_lib
 from workers import run_workers
 
 STEPS = (0, 7)

@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import cluster as cluster_lib
 from dat_tf.communication import (
   BucketQuantizer,
   FullPrecision,
@@ -14,6 +13,7 @@ from dat_tf.communication import (
   QuantizedAllReduce,
 )
 from dat_tf.communication.quantizers import l2_norm, nearest
+from dat_tf.workers import cluster as cluster_lib
 
 
 class LoneReplicaTest(tf.test.TestCase):

@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import hashing
+from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 from dat_tf.communication import quantizers
 from dat_tf.communication.quantizers import BucketQuantizer, l2_norm, nearest
-from dat_tf.errors import UserError
 from workers import run_workers
 
 BITS = (8, 4, 2)

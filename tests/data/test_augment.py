@@ -8,7 +8,7 @@ import scipy.stats
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import hashing
+from dat_tf.base import hashing
 from dat_tf.data.augment import CentreCrop, PadCropFlip, RandomResizedCrop
 from dat_tf.data.records import StoredImage
 

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+from dat_tf.base.errors import UserError
 from dat_tf.data import framing
-from dat_tf.errors import UserError
 from record_files import flip_byte, write
 
 SIZES = (24, 0, 300, 24, 1, 70, 24)

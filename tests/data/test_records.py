@@ -10,8 +10,8 @@ import PIL.Image
 import tensorflow as tf
 from absl.testing import parameterized
 
+from dat_tf.base.errors import UserError
 from dat_tf.data import records, stored_image
-from dat_tf.errors import UserError
 from record_files import bare_pixels, example, flip_byte, gradient_image, write
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf.attacks import L1, L2, LInfinity
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 from dat_tf.evaluation import checks, probes
 
 SHAPE, CLASSES, COUNT = (4, 4, 1), 3, 50

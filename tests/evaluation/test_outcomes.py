@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 from dat_tf.evaluation import outcomes
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import hashing, models
+from dat_tf import models
 from dat_tf.attacks import L1, L2, LInfinity, OneShot, losses
 from dat_tf.attacks.apgd import APGD
 from dat_tf.attacks.ascent import Ascent
@@ -17,6 +17,7 @@ from dat_tf.attacks.fab import FAB
 from dat_tf.attacks.jsma import JSMA
 from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.square import Square
+from dat_tf.base import hashing
 from dat_tf.evaluation import Evaluator
 
 SHAPE, CLASSES, COUNT = (8, 8, 3), 5, 22

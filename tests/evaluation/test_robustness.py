@@ -21,7 +21,7 @@ from dat_tf.attacks.jsma import JSMA
 from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.square import Square
 from dat_tf.attacks.transfer import Transfer
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 from dat_tf.evaluation import Evaluator
 from dat_tf.objectives.losses import cross_entropy
 

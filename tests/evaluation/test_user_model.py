@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import files
 from dat_tf.attacks import L2, LInfinity, make_attacks
-from dat_tf.errors import UserError
+from dat_tf.base import files
+from dat_tf.base.errors import UserError
 from dat_tf.evaluation import Evaluator, UserModel, checks
 
 KERAS_3 = importlib.metadata.version("keras").startswith("3.")
@@ -119,7 +119,7 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
     if name != "model":  # whose graph ran when it was traced
       self.assertTrue(tf.io.gfile.exists(witness))
 
-  @parameterized.parameters("shutil", "os.path", "dat_tf.files")
+  @parameterized.parameters("shutil", "os.path", "dat_tf.base.files")
   def test_modules_to_be_imported(self, module):
     path = self.saved(keras_model())
     with zipfile.ZipFile(path) as archive:
@@ -342,7 +342,9 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_what_cannot_be_differentiated(self):
     path = self.plain(lambda module, x: module.logits(x), dtype=tf.uint8)
-    self.assert_refused(lambda: UserModel(path, (0, 255)), "cannot be differentiated")
+    self.assert_refused(
+      lambda: UserModel(path, (0, 255)), "has no gradient with respect to the image"
+    )
 
   @parameterized.parameters("pgd-2", "mi-fgsm-2", "apgd-ce", "deepfool")
   def test_attacks_take_a_model_that_forgets_the_batch_size(self, name):

@@ -12,10 +12,10 @@ from folder_case import FolderCase
 
 from dat_tf import config as config_lib
 from dat_tf.attacks import LInfinity, make_attacks
-from dat_tf.cluster import Cluster
-from dat_tf.data import writing
+from dat_tf.conversion import writing
 from dat_tf.evaluation import Evaluator
 from dat_tf.objectives import is_certified
+from dat_tf.workers.cluster import Cluster
 from workers import run_workers
 
 SHAPE, CLASSES, SIZES = (8, 8, 1), 10, (30, 7, 15)
@@ -24,7 +24,7 @@ ATTACKS = "pgd-5x2", "cw-pgd-5"
 
 
 def _run(flags):
-  from dat_tf import modes
+  from dat_tf.program import modes
 
   config = config_lib.parse(["run_dat.py", *flags])
   modes.run(config, Cluster.from_environment())

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 from dat_tf.models import make_model, registry
 
 

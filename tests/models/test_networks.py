@@ -14,12 +14,12 @@ import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import exporting
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 from dat_tf.models import batch_norm, make_model
 from dat_tf.models.resnet import resnet
 from dat_tf.models.vit import vit_small
 from dat_tf.models.wide_resnet import wide_resnet
+from dat_tf.program import exporting
 
 
 def trainable(model):

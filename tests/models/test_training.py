@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dat_tf import cluster as cluster_lib
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import LInfinity, fgsm
 from dat_tf.communication import BucketQuantizer, QuantizedAllReduce
 from dat_tf.models import make_model
 from dat_tf.optimizers import LAMB
+from dat_tf.workers import cluster as cluster_lib
 from workers import run_workers
 
 SHAPE, SIZE, CLASSES = (32, 32, 3), 4, 3

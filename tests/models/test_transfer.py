@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from dat_tf.adversarial_model import AdversarialModel
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 from dat_tf.models import make_model, make_pretrained, registry, transfer
 
 layers = tf.keras.layers

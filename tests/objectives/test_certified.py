@@ -6,11 +6,10 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import hashing
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import PGD, LInfinity
-from dat_tf.models import bounds
-from dat_tf.objectives import Batch, CertifiedTraining, is_certified
+from dat_tf.base import hashing
+from dat_tf.objectives import Batch, CertifiedTraining, bounds, is_certified
 
 layers = tf.keras.layers
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dat_tf import cluster as cluster_lib
 from dat_tf import config as config_lib
 from dat_tf import objectives
 from dat_tf.adversarial_model import AdversarialModel
@@ -34,12 +33,13 @@ from dat_tf.attacks import (
   fgsm,
   from_image,
 )
+from dat_tf.base.errors import UserError
 from dat_tf.communication import BucketQuantizer, FullPrecision, QuantizedAllReduce
 from dat_tf.data.mixture import replayed
-from dat_tf.errors import UserError
 from dat_tf.models import batch_norm
 from dat_tf.models.averaging import WeightAverage
 from dat_tf.objectives.mixing import CutMix, LabelSmoothing, Mixup
+from dat_tf.workers import cluster as cluster_lib
 from workers import run_workers
 
 SHAPE, SIZE, CLASSES = (6, 6, 1), 8, 3
@@ -95,7 +95,7 @@ OBJECTIVES = {
 # Where the ball is another than BALL, or none: noise of 2 epsilon goes before the step
 # of N-FGSM, and WRM has a price on the distance instead.
 REACH = {
-  "none": LInfinity(0.0),
+  "none": LInfinity(1e-9),  # none at all
   "noise_fgsm": LInfinity(3 * BALL.epsilon),
   "pgd_l2": L2(0.5),
   "pgd_l1": L1(2.0),

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import hashing
 from dat_tf.attacks import LInfinity
+from dat_tf.base import hashing
 from dat_tf.objectives import (
   MART,
   TRADES,

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf import hashing
+from dat_tf.base import hashing
 from dat_tf.objectives.mixing import CutMix, LabelSmoothing, Mixup, beta_quantile
 from dat_tf.objectives.objective import Batch
 

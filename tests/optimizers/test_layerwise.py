@@ -17,7 +17,7 @@ from absl.testing import parameterized
 
 import dat_tf
 from dat_tf import optimizers
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 HAS_ADDONS = importlib.util.find_spec("tensorflow_addons") is not None
 NAMES = ("lamb", "lars", "sgd")

@@ -8,7 +8,7 @@ import math
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 from dat_tf.optimizers import SGD, WarmupDecay, scaled_learning_rate
 
 

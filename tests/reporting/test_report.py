@@ -20,12 +20,12 @@ from PIL import Image
 from report_case import ReportCase, drawn
 
 from dat_tf import config as config_lib
-from dat_tf import modes
-from dat_tf.cluster import Cluster
+from dat_tf.base.errors import UserError
 from dat_tf.data import framing
-from dat_tf.errors import UserError
+from dat_tf.program import modes
 from dat_tf.reporting import plots, tables, theme
 from dat_tf.reporting.runs import read_runs
+from dat_tf.workers.cluster import Cluster
 
 PLOTS = {
   "epsilon_linf",

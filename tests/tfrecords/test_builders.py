@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from builders import load, read, run
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 build_digits = load("build_digits")
 build_fashion_mnist = load("build_fashion_mnist")

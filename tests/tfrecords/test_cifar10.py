@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from builders import load, read, run
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 build_cifar10 = load("build_cifar10")
 

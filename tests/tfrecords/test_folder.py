@@ -17,7 +17,7 @@ from builders import (
   read_canonical,
   records,
 )
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 
 class FolderTest(tf.test.TestCase, parameterized.TestCase):

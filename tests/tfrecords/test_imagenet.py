@@ -13,7 +13,7 @@ from absl.testing import parameterized
 from PIL import Image
 
 from builders import call, encode, mean_difference, photograph, read_canonical
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 # As in the original: the tar's order, the kit's order and the alphabet's all differ.
 IN_TAR = ["n03000001", "n01000003", "n02000002"]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from builders import call, encode, photograph, read, read_canonical, records
-from dat_tf.errors import UserError
+from dat_tf.base.errors import UserError
 
 
 class UnlabeledTest(tf.test.TestCase, parameterized.TestCase):

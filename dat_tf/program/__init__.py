@@ -1,0 +1,1 @@
+"""The program: what `python run_dat.py` does, from the settings to the last file."""

@@ -1,0 +1,275 @@
+"""The data of a run: the files that its flags name, and batches of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, Optional
+
+import tensorflow as tf
+
+from dat_tf import config as config_lib
+from dat_tf.base.errors import UserError
+from dat_tf.data import augment, comparison, mixture, pipeline, records, shards
+from dat_tf.workers import cluster as cluster_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One worker's share of some TFRecords.
+
+  Attributes:
+    shard: the records of this worker.
+    paths: the files that hold them.
+    form: their form.
+    image_shape: (height, width, channels) of the images in its batches.
+    stored_shape: that of the images in the files, with None for what may be any.
+    steps: global batches in one pass, the same on all workers.
+  """
+
+  shard: shards.Shard
+  paths: list[str]
+  form: records.RecordForm
+  image_shape: tuple[int, ...]
+  stored_shape: tuple[Optional[int], ...]
+  steps: int
+
+
+class Inputs:
+  """One worker's data. Every worker makes the same calls in the same order.
+
+  Attributes:
+    train: labelled examples to train on; None in modes that do not train.
+    test: examples to evaluate on; None if there are none.
+    validation: likewise while training, if they are not the test examples.
+    unlabeled: examples to train on or to label without true labels; None if there are
+      none.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Settings,
+    cluster: cluster_lib.Cluster,
+    strategy: tf.distribute.Strategy,
+  ):
+    """Opens the files; a collective.
+
+    Raises:
+      UserError: files are missing or damaged, or do not go together.
+    """
+    self._config, self._cluster, self._strategy = config, cluster, strategy
+    self._replicas = strategy.num_replicas_in_sync
+    first_label = None if config.first_label == "auto" else int(config.first_label)
+    self.reading: dict[str, Any] = {
+      "num_classes": config.num_classes,
+      "first_label": first_label,
+    }
+    per_replica = config.global_batch_size // self._replicas
+    training = config.mode.startswith("train")
+    unlabeled = 0
+    if training and config.unlabeled_data:
+      unlabeled = round(config.unlabeled_fraction * per_replica)
+      if not 0 < unlabeled < per_replica:
+        raise UserError(
+          f"--unlabeled_fraction={config.unlabeled_fraction:g} of the {per_replica} "
+          "image(s) that a replica takes in a step leaves none of either kind: choose "
+          "another, or a larger --global_batch_size."
+        )
+    self._batch_sizes = per_replica - unlabeled, unlabeled
+    local = config.data_is_local
+    self.train = self.test = self.validation = self.unlabeled = None
+    if training:
+      self.train = self._open(config.train_data, self._batch_sizes[0], local)
+    if config.test_data and config.mode != "pseudo_label":
+      self.test = self._open(config.test_data, per_replica)
+    if training and config.evaluate_every and config.validation_data:
+      self.validation = self._open(config.validation_data, per_replica)
+    if unlabeled or config.mode == "pseudo_label":
+      self.unlabeled = self._open(
+        config.unlabeled_data, unlabeled or per_replica, local, needs_label=False
+      )
+      self._check_pseudo_labels()
+    self._agree_on_channels()
+    shapes = {source.image_shape for source in self._sources}
+    if len(shapes) > 1:
+      raise UserError(
+        f"The images are of different shapes, {sorted(shapes)}: write all of them in "
+        "one, or set --image_size."
+      )
+    if not shapes:
+      raise UserError("--test_data is required: the images' shape is read from it.")
+    (self.image_shape,) = shapes
+    if config.skip_bad_records:
+      self._check_bad_records()
+
+  def _agree_on_channels(self) -> None:
+    """Where some data are grey and some are not, all become RGB."""
+    if len({source.image_shape[-1] for source in self._sources}) == 1:
+      return
+    for name in ("train", "test", "validation", "unlabeled"):
+      source = getattr(self, name)
+      if source is not None:
+        shapes = source.image_shape, source.stored_shape
+        image_shape, stored_shape = ((*shape[:-1], 3) for shape in shapes)
+        source = dataclasses.replace(
+          source, image_shape=image_shape, stored_shape=stored_shape
+        )
+        setattr(self, name, source)
+
+  @property
+  def _sources(self) -> list[Source]:
+    sources = self.train, self.unlabeled, self.validation, self.test
+    return list(filter(None, sources))
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Training steps of an epoch; 1 without training."""
+    return self.train.steps * self._replays if self.train else 1
+
+  @property
+  def _replays(self) -> int:
+    """How often each batch is trained on."""
+    return self._config.attack_steps if self._config.attack == "free" else 1
+
+  def _open(
+    self,
+    pattern: str,
+    batch_size: int,
+    is_local: bool = False,
+    needs_label: bool = True,
+  ) -> Source:
+    config, cluster = self._config, self._cluster
+    skip = config.skip_bad_records > 0
+    paths = records.match_files(pattern)
+    if cluster.num_workers > 1 and not is_local:
+      self._check_same_files(pattern, paths)
+    shard = shards.shard_files(
+      paths, cluster.index, cluster.num_workers, is_local, skip
+    )
+    form = records.detect_form(paths[0], needs_label, skip)
+    *size, channels = records.first_image_shape(paths[0], form, skip)
+    shape = (*size, 3 if config.channels == "3" else channels)
+    stored_shape: tuple[Optional[int], ...] = shape
+    if config.image_size:
+      shape = config.image_size, config.image_size, shape[-1]
+      stored_shape = None, None, shape[-1]
+    batches = pipeline.batches_per_epoch(shard.num_examples, batch_size)
+    local_replicas = self._replicas // cluster.num_workers
+    steps = cluster_lib.all_workers_max(self._strategy, -(-batches // local_replicas))
+    mine = [piece.path for piece in shard.slices]
+    return Source(shard, mine, form, shape, stored_shape, steps)
+
+  def _check_same_files(self, pattern: str, paths: list[str]) -> None:
+    """Makes sure that all workers see the same files; a collective."""
+    text = comparison.describe(paths)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    if len(set(cluster_lib.all_workers_texts(self._strategy, fingerprint))) > 1:
+      # Only now, since of many files it is long.
+      texts = cluster_lib.all_workers_texts(self._strategy, text)
+      comparison.check_same(texts, pattern)
+
+  def warning(self) -> Optional[str]:
+    """What is doubtful about the files to train and to test on; None if nothing is."""
+    config, train, test = self._config, self.train, self.test
+    if not train or not test:
+      return None
+    return comparison.warning(
+      records.match_files(config.train_data),
+      records.match_files(config.test_data),
+      train.form,
+      test.form,
+    )
+
+  def _check_pseudo_labels(self) -> None:
+    config, source = self._config, self.unlabeled
+    assert source is not None
+    if config.mode == "pseudo_label" or config.unlabeled_loss == "consistency":
+      return
+    path = records.match_files(config.unlabeled_data)[0]
+    if not records.has_labels(path, source.form, config.skip_bad_records > 0):
+      raise UserError(
+        f"{path} has no pseudo-labels, which --unlabeled_loss={config.unlabeled_loss} "
+        "needs: make them with --mode=pseudo_label, or choose "
+        "--unlabeled_loss=consistency."
+      )
+
+  def _check_bad_records(self) -> None:
+    """Reports the records that are left out; ends the run if they are too many."""
+    mine = [bad for source in self._sources for bad in source.shard.bad_records]
+    texts = cluster_lib.all_workers_texts(self._strategy, json.dumps(mine))
+    bad_records = [bad for text in texts for bad in json.loads(text)]
+    shards.check_bad_records(bad_records, self._config.skip_bad_records)
+    if self._cluster.is_chief:
+      for bad in bad_records:
+        print(f"Left out: {bad}", flush=True)
+
+  def training_batches(self, first_epoch: int) -> tf.data.Dataset:
+    """Batches for a replica of this worker, of all epochs that are left."""
+    config, source = self._config, self.train
+    assert source is not None
+    augmentation = config_lib.make_augmentation(config)
+    common = {
+      "batches_per_epoch": source.steps * self._replicas // self._cluster.num_workers,
+      "first_epoch": first_epoch,
+      "last_epoch": config.epochs,
+      "shuffle_buffer": config.shuffle_buffer,
+    }
+    labeled, unlabeled = self._batch_sizes
+    dataset = pipeline.training_dataset(
+      source.shard,
+      self.reading_of(source, augmentation),
+      batch_size=labeled,
+      data_service=config.data_service,
+      **common,
+    )
+    if self.unlabeled is not None:
+      others = pipeline.continuous_dataset(
+        self.unlabeled.shard,
+        self.reading_of(self.unlabeled, augmentation),
+        batch_size=unlabeled,
+        **common,
+      )
+      dataset = mixture.mixed(dataset, others, config.num_classes)
+    return mixture.replayed(dataset, self._replays)
+
+  def evaluation_batches(
+    self, source: Source, batch_size: Optional[int] = None
+  ) -> tf.data.Dataset:
+    """Batches of one pass, for a replica of this worker or of another size."""
+    examples = source.steps * self._config.global_batch_size
+    batch_size = batch_size or self._config.global_batch_size // self._replicas
+    return pipeline.evaluation_dataset(
+      source.shard,
+      self.reading_of(source, config_lib.make_crop(self._config)),
+      batch_size=batch_size,
+      batches_per_epoch=pipeline.batches_per_epoch(
+        examples // self._cluster.num_workers, batch_size
+      ),
+    )
+
+  def reading_of(
+    self, source: Source, augmentation: Optional[augment.Augmentation]
+  ) -> pipeline.Reading:
+    """How a source's records become examples."""
+    return pipeline.Reading(
+      source.form,
+      source.image_shape,
+      augmentation=augmentation,
+      seed=self._config.seed,
+      **self.reading,
+    )
+
+  def explain(self) -> Optional[str]:
+    """What is wrong with this worker's first bad record, if one is bad: one line."""
+    for source in self._sources:
+      message = records.explain_data_error(
+        source.paths,
+        source.form,
+        source.stored_shape,
+        skip_bad_records=self._config.skip_bad_records > 0,
+        **self.reading,
+      )
+      if message is not None:
+        return message
+    return None

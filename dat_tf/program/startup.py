@@ -1,0 +1,82 @@
+"""How programs start and end: flags checked first, temporary files swept."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Callable, Optional
+
+from absl import app, flags
+
+from dat_tf.base.errors import UserError, exit_on_user_error
+from dat_tf.config import flagfiles
+
+_TEMPORARY = "dat-tf-"
+
+
+def own_temporary_directory() -> None:
+  """Gives this process a temporary directory of its own, until it ends.
+
+  TensorFlow's AutoGraph writes files there, some 30 a worker, and a process that is
+  killed removes none. The kernel holds a lock on the directory while the process lives;
+  the next process removes the directories that nobody holds.
+  """
+  parent = tempfile.gettempdir()
+  for path in glob.glob(os.path.join(glob.escape(parent), f"{_TEMPORARY}*")):
+    with contextlib.suppress(OSError):
+      held = _hold(path)
+      shutil.rmtree(path, ignore_errors=True)
+      os.close(held)
+  own = tempfile.mkdtemp(prefix=_TEMPORARY)
+  # Where the file system has no locks, nobody removes what another process has left.
+  with contextlib.suppress(OSError):
+    _hold(own)
+  os.makedirs(own, exist_ok=True)  # removed before it was held
+  atexit.register(shutil.rmtree, own, ignore_errors=True)
+  tempfile.tempdir = own
+
+
+def _hold(path: str) -> int:
+  """Locks a directory while the descriptor that it returns is open.
+
+  Raises:
+    OSError: another process holds it.
+  """
+  descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    os.close(descriptor)
+    raise
+  return descriptor
+
+
+def run_script(main: Callable[[Sequence[str]], Optional[int]]) -> None:
+  """Parses a script's absl flags, calls `main` and exits with its code.
+
+  Unlike with `absl.app.run`, a mistake in the flags is one line and exit code 2, as any
+  other mistake of the user.
+  """
+
+  @exit_on_user_error
+  def parse_and_run(argv: Sequence[str]) -> Optional[int]:
+    app.define_help_flags()
+    try:
+      arguments = flags.FLAGS([argv[0], *flagfiles.arguments(argv[1:])])
+    except flags.Error as error:
+      raise UserError(str(error)) from None
+    try:
+      return main(arguments)
+    except KeyboardInterrupt:
+      print("Interrupted.", file=sys.stderr)
+      return 128 + signal.SIGINT
+
+  sys.exit(parse_and_run(sys.argv))
