@@ -46,7 +46,7 @@ test-methods: $(VENV)/.test ## run each method on two workers, attacks with a kn
 	  tests/objectives/test_conformance.py::ConformanceTest \
 	  tests/evaluation/test_robustness.py::LinearTest \
 	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py \
-	  tests/test_packaging.py
+	  tests/test_packaging.py tests/test_contributing.py
 
 test-stacks: $(VENV)/.test ## run what moves between the stacks (make install STACK=modern first)
 	@$(VENV)/bin/python -m pytest -q -rs -m long $(ARGS) tests/test_between_stacks.py
