@@ -93,7 +93,7 @@ class CoverageTest(unittest.TestCase):
     self.assertCountEqual(quantizers, ["Quantizer", "BucketQuantizer"])
 
   def test_networks(self):
-    """One of each kind is trained or built; the others differ in depth or activation."""
+    """One of each kind is built; the others differ in depth or activation."""
     paths = sorted((HERE / "models").glob("test_*.py"))
     text = "".join(path.read_text() for path in paths)
     kinds = {}
