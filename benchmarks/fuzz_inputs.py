@@ -43,8 +43,7 @@ from PIL import Image
 from dat_tf import config as config_lib
 from dat_tf.base.errors import UserError, shown
 from dat_tf.conversion import convert as conversion
-from dat_tf.conversion import writing
-from dat_tf.data import framing, records, shards
+from dat_tf.data import framing, records, shards, writing
 from dat_tf.workers import peers
 from dat_tf.workers.cluster import Cluster
 

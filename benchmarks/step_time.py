@@ -38,7 +38,7 @@ with quiet():
 
   from dat_tf import config as config_lib
   from dat_tf.compat import keras, takes_tensors
-  from dat_tf.conversion import writing
+  from dat_tf.data import writing
   from dat_tf.models import make_model
   from dat_tf.monitoring import Progress
   from dat_tf.optimizers import make_optimizer

@@ -16,7 +16,7 @@ import tensorflow as tf
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import PGD, LInfinity
-from dat_tf.conversion import writing
+from dat_tf.data import writing
 from dat_tf.models import batch_norm, make_model
 from dat_tf.objectives import CleanTraining
 from dat_tf.optimizers import LAMB

@@ -20,7 +20,7 @@ from dat_tf.compat import quiet
 from dat_tf.program.startup import run_script
 
 with quiet():
-  from dat_tf.conversion.writing import image_example, write_shards
+  from dat_tf.data.writing import image_example, write_shards
 
 NUM_TEST = 360
 

@@ -34,8 +34,8 @@ with quiet():
   from dat_tf.conversion import archives
   from dat_tf.conversion.items import stratified_sample
   from dat_tf.conversion.published import images_from_tfds
-  from dat_tf.conversion.writing import image_example, write_shards
   from dat_tf.data.framing import count_records
+  from dat_tf.data.writing import image_example, write_shards
 
 SPLITS = {"train": "train", "test": "t10k"}
 _LONGEST = 2**30  # bytes; the original's longest file has a twentieth of that

@@ -18,7 +18,6 @@ from typing import Any, Callable, Optional
 import tensorflow as tf
 
 from dat_tf.base.errors import UserError
-from dat_tf.conversion import writing
 from dat_tf.conversion.convert import (
   MakeRecord,
   Plan,
@@ -27,6 +26,7 @@ from dat_tf.conversion.convert import (
   write_shard,
 )
 from dat_tf.conversion.items import Item
+from dat_tf.data import writing
 
 # A file's path, and where the list of its images begins and how long it is, in bytes.
 Task = tuple[str, int, int]

@@ -30,9 +30,9 @@ import tqdm
 
 from dat_tf.base import files
 from dat_tf.base.errors import UserError
-from dat_tf.conversion import writing
 from dat_tf.conversion.encoded import BadImage, check_image
 from dat_tf.conversion.items import Item, read_items
+from dat_tf.data import writing
 from dat_tf.workers.cluster import num_cores
 
 # Of those that cannot be read.

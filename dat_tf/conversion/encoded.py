@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
 from dat_tf.base.errors import UserError, one_line
-from dat_tf.data.stored_image import MOST_PIXELS
+from dat_tf.data.stored_image import MOST_PIXELS, EncodedImage
 
 # Extensions, in lower case, of the files that converters take for images.
 EXTENSIONS = (
@@ -35,26 +34,6 @@ EXTENSIONS = (
 
 class BadImage(UserError):
   """An image that cannot be read, named in the message."""
-
-
-class EncodedImage(NamedTuple):
-  """An image in a form that TensorFlow decodes.
-
-  Attributes:
-    content: The encoded image.
-    format: "JPEG" or "PNG".
-    height: In pixels.
-    width: In pixels.
-    channels: 1 or 3; 2 or 4 in a PNG with transparency.
-    reencoded: Whether `content` is other than it was found.
-  """
-
-  content: bytes
-  format: str
-  height: int
-  width: int
-  channels: int
-  reencoded: bool
 
 
 def is_image(name: str) -> bool:

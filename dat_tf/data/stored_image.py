@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
 # An image decoded takes three bytes a pixel, whatever few bytes stand for it.
 MOST_PIXELS = 100_000_000
+
+
+class EncodedImage(NamedTuple):
+  """An image in a form that TensorFlow decodes.
+
+  Attributes:
+    content: The encoded image.
+    format: "JPEG" or "PNG".
+    height: In pixels.
+    width: In pixels.
+    channels: 1 or 3; 2 or 4 in a PNG with transparency.
+    reencoded: Whether `content` is other than it was found.
+  """
+
+  content: bytes
+  format: str
+  height: int
+  width: int
+  channels: int
+  reencoded: bool
 
 
 # What the error says of an image that is refused by its size; a regular expression.

@@ -9,8 +9,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf.base.errors import UserError
-from dat_tf.conversion import writing
-from dat_tf.data import augment, pipeline, records, shards
+from dat_tf.data import augment, pipeline, records, shards, writing
 from record_files import example, flip_byte, gradient_image, read, write
 
 SHAPE = (4, 5, 1)

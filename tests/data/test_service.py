@@ -14,8 +14,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf.base.errors import UserError
-from dat_tf.conversion import writing
-from dat_tf.data import augment, pipeline, records, service, shards
+from dat_tf.data import augment, pipeline, records, service, shards, writing
 from dat_tf.program.run import Run
 
 SHAPE = (6, 5, 3)

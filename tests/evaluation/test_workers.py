@@ -12,7 +12,7 @@ from folder_case import FolderCase
 
 from dat_tf import config as config_lib
 from dat_tf.attacks import LInfinity, make_attacks
-from dat_tf.conversion import writing
+from dat_tf.data import writing
 from dat_tf.evaluation import Evaluator
 from dat_tf.objectives import is_certified
 from dat_tf.workers.cluster import Cluster

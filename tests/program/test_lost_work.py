@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from program_case import ROOT, STEPS, ProgramCase, contents, results, run_all, run_dat
 
-from dat_tf.conversion import writing
+from dat_tf.data import writing
 
 
 class LostWorkTest(ProgramCase):

@@ -9,7 +9,7 @@ import sys
 
 import tensorflow as tf
 
-from dat_tf.conversion import writing
+from dat_tf.data import writing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STORE = "ram://test_object_store"  # TensorFlow's own; it ends with the process

@@ -24,7 +24,7 @@ from program_case import (
 )
 from sklearn.datasets import load_digits
 
-from dat_tf.conversion import writing
+from dat_tf.data import writing
 
 
 class QuantizedTest(ProgramCase):

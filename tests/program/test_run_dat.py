@@ -26,7 +26,7 @@ from program_case import (
 
 from dat_tf import config as config_lib
 from dat_tf.base import stack
-from dat_tf.conversion import writing
+from dat_tf.data import writing
 
 
 class TrainedTest(ProgramCase):

@@ -11,7 +11,7 @@ from folder_case import FolderCase
 from program_case import run_dat
 from sklearn.datasets import load_digits
 
-from dat_tf.conversion import writing
+from dat_tf.data import writing
 from record_files import example, read
 
 LABELED, UNLABELED, TEST = 64, 110, 40

@@ -15,7 +15,7 @@ from folder_case import FolderCase
 from programs import ROOT, run_program
 from sklearn.datasets import load_digits
 
-from dat_tf.conversion import writing
+from dat_tf.data import writing
 
 TRAIN, TEST, BATCH = 96, 41, 32  # 3 steps an epoch, and a last test batch of 9
 STEPS = TRAIN // BATCH

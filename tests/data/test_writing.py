@@ -5,8 +5,7 @@ import os
 import tensorflow as tf
 
 from dat_tf.base.errors import UserError
-from dat_tf.conversion import writing
-from dat_tf.data import records
+from dat_tf.data import records, writing
 from record_files import bare_pixels, gradient_image, read, write
 
 

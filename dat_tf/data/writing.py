@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from dat_tf.base.errors import UserError, one_line
 from dat_tf.base.files import check_name, complete_file
-from dat_tf.conversion.encoded import EncodedImage
+from dat_tf.data.stored_image import EncodedImage
 
 _FIVE_DIGITS = "[0-9]" * 5
 
