@@ -11,9 +11,10 @@ Time: APGD-CE, APGD-T and Square, each on the images that those before it left, 
 AutoAttack runs them, on the first images: ours, the peer's and ours again, of which
 the mean counts; compilation included. Accuracy: each attack alone, on the images that
 follow. In color: Square in l2 and l1 beside APGD-CE, ours alone, which needs no
---peer_python; a model of grey images is then seen through the mean of three channels,
-in balls in which it is as easily fooled. Each part may be left out (--timed_images=0,
---images=0, --color_images=0); its figures then stay in --json as they are.
+--peer_python, on a small network that is trained here, by PGD in l2, on the images in
+color: each has one random color for its object and one for its ground. Each part may be
+left out (--timed_images=0, --images=0, --color_images=0); its figures then stay in
+--json as they are.
 
 Ours and the official APGD tell of the best point that they met, the peers' APGD and
 PGD of the last; ART's targeted APGD climbs the untargeted DLR with the target for its
@@ -31,6 +32,8 @@ JSON keys:
   square_NORM_minus_apgd_points  in color, for l2 and l1: robust accuracy under Square
                                  less that under APGD-CE, at least 0 where the gradient
                                  tells more than random search
+  color_clean_accuracy           of that network, in percent, on the same images
+  square_NORM_color, apgd_ce_NORM_color   robust accuracy there, in percent
   images, timed_images, color_images    how many
   machine, timed_on, color_on   where accuracy, time and color were measured
 """
@@ -54,9 +57,12 @@ from dat_tf.program.startup import run_script
 with quiet():
   import tensorflow as tf
 
-  from dat_tf.attacks import L1, L2, LInfinity, make_attacks
+  from dat_tf.adversarial_model import AdversarialModel
+  from dat_tf.attacks import L1, L2, PGD, LInfinity, make_attacks
   from dat_tf.base.errors import UserError
   from dat_tf.evaluation import Evaluator
+  from dat_tf.models import make_model
+  from dat_tf.optimizers import LAMB, WarmupDecay
 
 import common
 
@@ -67,11 +73,18 @@ _MODEL = flags.DEFINE_string(
 _DATA = flags.DEFINE_string(
   "data", "data/fashion_mnist/test-*", "TFRecords of its test images, bare pixels."
 )
+_TRAIN_DATA = flags.DEFINE_string(
+  "train_data",
+  "data/fashion_mnist/train-*",
+  "What the network in color is trained on.",
+)
 _IMAGES = flags.DEFINE_integer("images", 1000, "For accuracy.", lower_bound=0)
 _TIMED = flags.DEFINE_integer("timed_images", 200, "For time.", lower_bound=0)
 _COLOR = flags.DEFINE_integer("color_images", 200, "In color.", lower_bound=0)
 
-LINF, SQUARED, ABSOLUTE = 0.1, 1.5, 12.0
+LINF, SQUARED = 0.1, 1.5
+# In color: radii for images of three channels, and images of training.
+COLOR_BALLS, COLOR_TRAINED = {"l2": L2(1.5), "l1": L1(25.0)}, 20_000
 # Our name and norm of what the peers' script calls so.
 ATTACKS = {
   "apgd_ce": ("apgd-ce", LInfinity(LINF)),
@@ -175,28 +188,60 @@ def measure_accuracy(
   return rows, figures
 
 
+def in_color(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Grey images [N, H, W, 1] as [N, H, W, 3]: a color for the dark, one for the light.
+
+  The two differ by at least a half in some channel.
+  """
+  dark, light = rng.uniform(size=(2, len(images), 1, 1, 3)).astype(np.float32)
+  close = np.abs(light - dark).max(axis=-1, keepdims=True) < 0.5
+  light = np.where(close, (dark + 0.5) % 1.0, light)
+  return dark + images * (light - dark)
+
+
+def color_network(rng: np.random.Generator) -> tf.keras.Model:
+  """A small network, trained by PGD in l2 on images in color."""
+  images, labels = read_records(_TRAIN_DATA.value, COLOR_TRAINED)
+  model = AdversarialModel(
+    make_model("small_cnn", (*images.shape[1:3], 3), 10),
+    PGD(COLOR_BALLS["l2"], 0.5, 5),
+  )
+  model.compile(optimizer=LAMB(WarmupDecay(0.02, 50, "cosine", total_steps=312)))
+  data = tf.data.Dataset.from_tensor_slices((in_color(images, rng), labels))
+  print("Training the network in color.", flush=True)
+  batches = data.shuffle(COLOR_TRAINED, seed=0).repeat(2).batch(128, True)
+  model.fit(batches, verbose=2)
+  return model.classifier
+
+
 def measure_color(
-  ours: Attacks, images: Any, labels: Any
+  images: np.ndarray, labels: np.ndarray
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """The table's rows and the figures of Square on images of three channels."""
-  classifier, longer = ours.classifier, 1.0
-  if images.shape[-1] == 1:
-    images, longer = np.repeat(images, 3, axis=-1), 3.0
-    classifier = lambda x: ours.classifier(tf.reduce_mean(x, -1, keepdims=True))  # noqa: E731
-  figures = {"color_images": len(images), "color_on": common.machine()}
+  rng = np.random.default_rng(0)
+  tf.keras.utils.set_random_seed(0)
+  network = color_network(rng)
+  classifier, images = lambda x: network(x, training=False), in_color(images, rng)
+  right = np.argmax(classifier(images), axis=1) == labels
+  figures = {
+    "color_images": len(images),
+    "color_on": common.machine(),
+    "color_clean_accuracy": 100.0 * float(right.mean()),
+  }
   rows = []
-  balls = {"l2": L2(SQUARED * longer**0.5), "l1": L1(ABSOLUTE * longer)}
-  for norm, ball in balls.items():
+  for norm, ball in COLOR_BALLS.items():
     names = "square", "apgd-ce"
     evaluator = Evaluator(
       classifier, {name: make_attacks(name, ball).values() for name in names}
     )
     _, outcomes = evaluator(images, labels, np.arange(len(images)))
-    robust = [100.0 * outcomes[name].robust_accuracy for name in names]
-    figures[f"square_{norm}_minus_apgd_points"] = robust[0] - robust[1]
+    robust = {name: 100.0 * outcomes[name].robust_accuracy for name in names}
+    figures[f"square_{norm}_minus_apgd_points"] = robust["square"] - robust["apgd-ce"]
+    figures[f"square_{norm}_color"] = robust["square"]
+    figures[f"apgd_ce_{norm}_color"] = robust["apgd-ce"]
     rows += [
       {"attack": f"{name}, {norm}, color", "robust, %": each}
-      for name, each in zip(names, robust)
+      for name, each in robust.items()
     ]
   return rows, figures
 
@@ -213,8 +258,8 @@ def main(argv: list[str]) -> None:
     raise UserError("--images, --timed_images and --color_images are 0: give one.")
   count = max(_TIMED.value + _IMAGES.value, _COLOR.value)
   images, labels = read_records(_DATA.value, count)
-  ours = Attacks(_MODEL.value)
   figures, rows = common.figures_there(), []
+  ours = Attacks(_MODEL.value) if with_peer else None
   if _TIMED.value:
     part = slice(_TIMED.value)
     figures |= measure_time(ours, images[part], labels[part])
@@ -224,7 +269,7 @@ def main(argv: list[str]) -> None:
     figures |= measured
   if _COLOR.value:
     part = slice(_COLOR.value)
-    more, measured = measure_color(ours, images[part], labels[part])
+    more, measured = measure_color(images[part], labels[part])
     rows, figures = rows + more, figures | measured
   note = ""
   if "autoattack_speedup" in figures:

@@ -418,6 +418,27 @@ ours {figures["autoattack_seconds"]:.0f} s and the peer's
 {figures["autoattack_peer_seconds"]:.0f} s: {figures["autoattack_speedup"]:.1f} times as
 fast ({figures["timed_on"]}).
 
+{table(rows)}{_in_color(figures)}"""
+
+
+def _in_color(figures: dict[str, Any]) -> str:
+  rows = [
+    {
+      "norm": norm,
+      "Square": f"{figures[f'square_{norm}_color']:.1f}%",
+      "APGD-CE": f"{figures[f'apgd_ce_{norm}_color']:.1f}%",
+    }
+    for norm in ("l2", "l1")
+    if f"square_{norm}_color" in figures
+  ]
+  if not rows:
+    return ""
+  return f"""
+
+Robust accuracy on {figures["color_images"]} images in color, of a small network that
+is trained on such images by PGD in l2 ({figures["color_clean_accuracy"]:.1f} % clean):
+what random search leaves, and what the gradient does ({figures["color_on"]}).
+
 {table(rows)}"""
 
 
