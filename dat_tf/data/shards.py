@@ -56,6 +56,11 @@ class Shard:
   def num_examples(self) -> int:
     return sum(piece.num_examples for piece in self.slices)
 
+  @property
+  def paths(self) -> list[str]:
+    """The files that are read."""
+    return [piece.path for piece in self.slices]
+
   def with_absolute_paths(self) -> Shard:
     """The same for processes that were started in other directories."""
     return dataclasses.replace(

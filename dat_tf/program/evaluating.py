@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -54,7 +53,7 @@ def evaluate(run: Run) -> None:
       "sees others; evaluate again once all see the same."
     )
   robust = {f"pgd-{run.config.evaluation_attack_steps}": figures["robust_accuracy"]}
-  with run.explained_errors():
+  with run.explained_errors(whole.paths):
     work = _survey(run, whole)
     if run.cluster.is_chief:
       robust |= _measured_by_example(work, robust, int(figures["examples"]))
@@ -73,9 +72,10 @@ def evaluate(run: Run) -> None:
 
 def attack(run: Run) -> None:
   """Measures robust accuracy under each of --attacks, example by example."""
-  cluster = run.cluster
-  with run.explained_errors():
-    work = _survey(run, _whole(run.config))
+  cluster, whole = run.cluster, _whole(run.config)
+  # All workers read all files, and any may meet a bad record.
+  with run.explained_errors(whole.paths):
+    work = _survey(run, whole)
     probes = work.probe(run.config.probe_images) if cluster.is_chief else {}
     certified = _certified(run, work) if cluster.is_chief else None
     warnings: checks.Warnings = []
@@ -118,9 +118,6 @@ def _survey(run: Run, whole: shards.Shard) -> Survey:
   """This worker's part of the attacks."""
   config, cluster, source = run.config, run.cluster, run.inputs.test
   assert source is not None
-  paths = [piece.path for piece in whole.slices]
-  # All workers read all files, and any may meet a bad record.
-  run.inputs.test = dataclasses.replace(source, paths=paths)
 
   def batches(shard: shards.Shard, batch_size: int) -> tf.data.Dataset:
     return pipeline.evaluation_dataset(
@@ -159,7 +156,9 @@ def _survey(run: Run, whole: shards.Shard) -> Survey:
   source_model = _source(config, data)
   if config.model_path and cluster.is_chief:  # now that all mistakes are seen
     config_lib.save(config)
-  files_read = [[os.path.basename(path), files.fingerprint(path)] for path in paths]
+  files_read = [
+    [os.path.basename(path), files.fingerprint(path)] for path in whole.paths
+  ]
   words = config.words()
   names = "image_size", "first_label", "input_range", "probabilities"
   return Survey(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -21,7 +22,6 @@ class Source:
 
   Attributes:
     shard: the records of this worker.
-    paths: the files that hold them.
     form: their form.
     image_shape: (height, width, channels) of the images in its batches.
     stored_shape: that of the images in the files, with None for what may be any.
@@ -29,7 +29,6 @@ class Source:
   """
 
   shard: shards.Shard
-  paths: list[str]
   form: records.RecordForm
   image_shape: tuple[int, ...]
   stored_shape: tuple[Optional[int], ...]
@@ -157,8 +156,7 @@ class Inputs:
     batches = pipeline.batches_per_epoch(shard.num_examples, batch_size)
     local_replicas = self._replicas // cluster.num_workers
     steps = cluster_lib.all_workers_max(self._strategy, -(-batches // local_replicas))
-    mine = [piece.path for piece in shard.slices]
-    return Source(shard, mine, form, shape, stored_shape, steps)
+    return Source(shard, form, shape, stored_shape, steps)
 
   def _check_same_files(self, pattern: str, paths: list[str]) -> None:
     """Makes sure that all workers see the same files; a collective."""
@@ -260,11 +258,16 @@ class Inputs:
       **self.reading,
     )
 
-  def explain(self) -> Optional[str]:
-    """What is wrong with this worker's first bad record, if one is bad: one line."""
+  def explain(self, test_paths: Sequence[str] = ()) -> Optional[str]:
+    """What is wrong with the first bad record that is read here, if one is: one line.
+
+    Args:
+      test_paths: the files of test data that are read, if they are not this worker's.
+    """
     for source in self._sources:
+      others = source is self.test and test_paths
       message = records.explain_data_error(
-        source.paths,
+        list(test_paths) if others else source.shard.paths,
         source.form,
         source.stored_shape,
         skip_bad_records=self._config.skip_bad_records > 0,

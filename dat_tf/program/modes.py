@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -52,7 +53,10 @@ def run(config: config_lib.Settings, cluster: cluster_lib.Cluster) -> None:
   try:
     this = Run(config, cluster)
     with this.claimed():
-      _do(this)
+      for step in _STEPS[config.mode]:
+        step(this)
+      this.lookout.stop()
+      this.wait_for_all()
   except _LOST_WORKER as error:
     if cluster.num_workers == 1:
       raise
@@ -67,38 +71,31 @@ def run(config: config_lib.Settings, cluster: cluster_lib.Cluster) -> None:
     ) from None
 
 
-def _do(this: Run) -> None:
-  """What the mode of a run is, once its directory is its own."""
-  config, cluster = this.config, this.cluster
-  if config.mode in ("train", "train_and_evaluate"):
-    training.train(this)
-  elif not config.model_path:
-    this.restore()
-  if config.mode in ("evaluate", "train_and_evaluate"):
-    evaluating.evaluate(this)
-    if cluster.is_chief:
-      _log_evaluation(config)
-      _report(config)
-  if config.mode == "pseudo_label":
-    _pseudo_label(this)
-  if config.mode == "export":
-    this.export()
-    if cluster.is_chief:
-      print(f"{config.directory.export}: the classifier, written anew.", flush=True)
-    if config.export_formats:
-      this.export_formats()
-  this.lookout.stop()
-  this.wait_for_all()
+def _restore(run: Run) -> None:
+  if not run.config.model_path:  # that model is evaluated, and no other
+    run.restore()
 
 
-def _log_evaluation(config: config_lib.Settings) -> None:
-  """Hands what an evaluation found to TensorBoard."""
-  log_evaluation(
-    config.directory.logs,
-    dataclasses.asdict(config),
-    config.model_dir,
-    read_results(config.directory.results),
-  )
+def _evaluate(run: Run) -> None:
+  config = run.config
+  evaluating.evaluate(run)
+  if run.cluster.is_chief:
+    log_evaluation(
+      config.directory.logs,
+      dataclasses.asdict(config),
+      config.model_dir,
+      read_results(config.directory.results),
+    )
+    _report(config)
+
+
+def _export(run: Run) -> None:
+  run.export()
+  if run.cluster.is_chief:
+    path = run.config.directory.export
+    print(f"{path}: the classifier, written anew.", flush=True)
+  if run.config.export_formats:
+    run.export_formats()
 
 
 def _report(config: config_lib.Settings) -> None:
@@ -146,3 +143,13 @@ def _pseudo_label(run: Run) -> None:
       " a pseudo-label.",
       flush=True,
     )
+
+
+# What each mode does, once the run's directory is its own.
+_STEPS: dict[str, tuple[Callable[[Run], None], ...]] = {
+  "train": (training.train,),
+  "train_and_evaluate": (training.train, _evaluate),
+  "evaluate": (_restore, _evaluate),
+  "pseudo_label": (_restore, _pseudo_label),
+  "export": (_restore, _export),
+}

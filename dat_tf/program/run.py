@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -281,8 +281,12 @@ class Run:
     )
 
   @contextlib.contextmanager
-  def explained_errors(self) -> Iterator[None]:
-    """Turns what TensorFlow says of bad data and bad numbers into one line."""
+  def explained_errors(self, test_paths: Sequence[str] = ()) -> Iterator[None]:
+    """Turns what TensorFlow says of bad data and bad numbers into one line.
+
+    Args:
+      test_paths: as `Inputs.explain` takes them.
+    """
     try:
       yield
     except records.DATA_ERRORS as error:
@@ -294,7 +298,7 @@ class Run:
         raise UserError(
           f"--model={self.config.model}: {PROBABILITIES}: leave out its last softmax."
         ) from None
-      message = self.inputs.explain()
+      message = self.inputs.explain(test_paths)
       if message is None:
         raise
       raise UserError(message) from None
