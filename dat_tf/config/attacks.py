@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from dat_tf.config.declaring import (
+  Late,
   Option,
   choice,
   integer,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
   from dat_tf import attacks
   from dat_tf.compat import keras
   from dat_tf.config.settings import Settings
+else:
+  attacks = Late("dat_tf.attacks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +77,20 @@ class TrainingAttack(Option):
 
 def make_ball(settings: Settings) -> attacks.Ball:
   """The allowed perturbations."""
-  from dat_tf import attacks
-
   balls: dict[str, Callable[[float], attacks.Ball]]
   balls = {"linf": attacks.LInfinity, "l2": attacks.L2, "l1": attacks.L1}
   return balls[settings.norm](settings.epsilon)
 
 
-def _pgd(settings: Settings, trained: Trained, **arguments: Any) -> Any:
-  """PGD; it grows to its strength if that was asked for."""
-  from dat_tf import attacks
-
-  pgd = attacks.PGD(
+def _pgd(settings: Settings, trained: Trained, **arguments: Any) -> attacks.PGD:
+  return attacks.PGD(
     make_ball(settings), settings.step_size, settings.attack_steps, **arguments
   )
+
+
+def _growing(settings: Settings, trained: Trained, **arguments: Any) -> Any:
+  """PGD, which grows to its strength if that was asked for."""
+  pgd = _pgd(settings, trained, **arguments)
   growing = [
     round(epochs * trained.steps_per_epoch)
     for epochs in (settings.steps_growing_epochs, settings.epsilon_growing_epochs)
@@ -95,61 +98,9 @@ def _pgd(settings: Settings, trained: Trained, **arguments: Any) -> Any:
   return attacks.Curriculum(pgd, *growing) if any(growing) else pgd
 
 
-def _bim(settings: Settings, trained: Trained) -> Any:
-  from dat_tf import attacks
-
-  return _pgd(settings, trained, start=attacks.from_image)
-
-
-def _momentum_pgd(settings: Settings, trained: Trained) -> Any:
-  from dat_tf import attacks
-
-  return _pgd(settings, trained, direction=attacks.Momentum())
-
-
-def _nfgsm(settings: Settings, trained: Trained) -> Any:
-  from dat_tf import attacks
-
-  return attacks.NFGSM(settings.epsilon)
-
-
-def _dynamic_pgd(settings: Settings, trained: Trained) -> Any:
-  from dat_tf import attacks
-
-  falling = round(5 / 6 * settings.epochs * trained.steps_per_epoch)
-  return attacks.DynamicPGD(
-    _pgd(settings, trained), max(falling, 1), settings.convergence
-  )
-
-
-def _warm_start_pgd(settings: Settings, trained: Trained) -> Any:
-  from dat_tf import attacks
-
-  return attacks.WarmStart(_pgd(settings, trained), trained.batch_shape[1:])
-
-
-def _wrm(settings: Settings, trained: Trained) -> Any:
-  from dat_tf import attacks
-
-  return attacks.WRM(settings.wasserstein_penalty, settings.attack_steps)
-
-
-def _free(settings: Settings, trained: Trained) -> Any:
-  from dat_tf import attacks
-
-  return attacks.Free(make_ball(settings), trained.batch_shape, settings.step_size)
-
-
-def _yopo(settings: Settings, trained: Trained) -> Any:
-  from dat_tf import attacks
-
-  return attacks.YOPO(
-    trained.classifier,
-    make_ball(settings),
-    settings.step_size,
-    settings.attack_steps,
-    settings.inner_steps,
-  )
+def _dynamic_pgd(settings: Settings, trained: Trained) -> attacks.DynamicPGD:
+  falling = max(round(5 / 6 * settings.epochs * trained.steps_per_epoch), 1)
+  return attacks.DynamicPGD(_pgd(settings, trained), falling, settings.convergence)
 
 
 def _one_step(settings: Settings) -> Refusals:
@@ -254,7 +205,7 @@ ATTACKS = options(
     "nfgsm",
     "one step from strong noise",
     _STEPS,
-    _nfgsm,
+    lambda s, trained: attacks.NFGSM(s.epsilon),
     steps=1,
     step_size=lambda epsilon, steps: epsilon,
     refuses=_nfgsm_refuses,
@@ -263,14 +214,20 @@ ATTACKS = options(
     "bim",
     "pgd from the image itself",
     (*_STEPS, *_GROWING),
-    _bim,
+    lambda s, trained: _growing(s, trained, start=attacks.from_image),
     starts_at_image=True,
   ),
   TrainingAttack(
-    "pgd", "projected gradient ascent from a random start", (*_STEPS, *_GROWING), _pgd
+    "pgd",
+    "projected gradient ascent from a random start",
+    (*_STEPS, *_GROWING),
+    _growing,
   ),
   TrainingAttack(
-    "momentum_pgd", "pgd along an average of its gradients", _STEPS, _momentum_pgd
+    "momentum_pgd",
+    "pgd along an average of its gradients",
+    _STEPS,
+    lambda s, trained: _pgd(s, trained, direction=attacks.Momentum()),
   ),
   TrainingAttack(
     "dynamic_pgd",
@@ -282,14 +239,14 @@ ATTACKS = options(
     "warm_start_pgd",
     "pgd from where the example's attack ended an epoch before",
     _STEPS,
-    _warm_start_pgd,
+    lambda s, trained: attacks.WarmStart(_pgd(s, trained), trained.batch_shape[1:]),
     refuses=_warm_start_refuses,
   ),
   TrainingAttack(
     "wrm",
     "gradient ascent with a price on the distance instead of a bound",
     ("attack_steps", "wasserstein_penalty"),
-    _wrm,
+    lambda s, trained: attacks.WRM(s.wasserstein_penalty, s.attack_steps),
     steps=15,
     step_size=None,
     starts_at_image=True,
@@ -298,7 +255,7 @@ ATTACKS = options(
     "free",
     "attacks while it trains, on each batch several times",
     _STEPS,
-    _free,
+    lambda s, trained: attacks.Free(make_ball(s), trained.batch_shape, s.step_size),
     steps=8,
     step_size=lambda epsilon, steps: epsilon,
     starts_at_image=True,
@@ -309,7 +266,9 @@ ATTACKS = options(
     "yopo",
     "attacks through the first layer between passes that train",
     (*_STEPS, "inner_steps"),
-    _yopo,
+    lambda s, trained: attacks.YOPO(
+      trained.classifier, make_ball(s), s.step_size, s.attack_steps, s.inner_steps
+    ),
     steps=5,
     step_size=lambda epsilon, steps: epsilon / 4,
     trains=True,

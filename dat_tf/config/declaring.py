@@ -16,12 +16,15 @@ with. One that plays no part beside what was chosen is refused:
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Optional, TypeVar, Union
 
 from absl import flags
+
+from dat_tf.base.errors import UserError
 
 _DECLARATION = "declaration"
 # TensorFlow counts in 32 bits at some places, and in 64 at the others.
@@ -372,16 +375,28 @@ def _default(declared: Declaration) -> Any:
   return None if declared.default is None else declared.parser.parse(declared.default)
 
 
+class Late:
+  """A room that is imported when it is first used, for TensorFlow is to load late.
+
+  if TYPE_CHECKING:
+    from dat_tf import attacks
+  else:
+    attacks = Late("dat_tf.attacks")
+  """
+
+  def __init__(self, name: str):
+    self._name = name
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(importlib.import_module(self._name), name)
+
+
 def loaded(name: str, flag: str) -> Callable[..., Any]:
   """A user's own function, from package.module:function.
 
   Raises:
     UserError: there is none.
   """
-  import importlib
-
-  from dat_tf.base.errors import UserError
-
   module, _, function = name.partition(":")
   try:
     return getattr(importlib.import_module(module), function)

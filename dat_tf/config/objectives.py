@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from dat_tf.config.attacks import Trained, make_ball, training_attack
 from dat_tf.config.declaring import (
+  Late,
   Option,
   choice,
   integer,
@@ -23,8 +24,12 @@ from dat_tf.config.declaring import (
 from dat_tf.config.refusals import Refusals
 
 if TYPE_CHECKING:
-  from dat_tf import objectives
+  from dat_tf import attacks, objectives
   from dat_tf.config.settings import Settings
+  from dat_tf.objectives import mixing
+else:
+  attacks, objectives = Late("dat_tf.attacks"), Late("dat_tf.objectives")
+  mixing = Late("dat_tf.objectives.mixing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +57,6 @@ class TrainingObjective(Option):
 
 
 def _at(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
   if settings.unlabeled_data:
     return objectives.SemiSupervised(
       settings.clean_weight,
@@ -68,84 +71,13 @@ def _at(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
   return objectives.AdversarialTraining(settings.clean_weight)
 
 
-def _trades(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
-  return objectives.TRADES(settings.penalty_weight)
-
-
-def _mart(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
-  return objectives.MART(settings.penalty_weight)
-
-
-def _alp(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
-  return objectives.AdversarialLogitPairing(
-    settings.penalty_weight, settings.clean_weight
-  )
-
-
-def _clp(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
-  return objectives.CleanLogitPairing(settings.penalty_weight, settings.pairing_noise)
-
-
-def _regularized(penalty: Any) -> objectives.Objective:
-  from dat_tf import objectives
-
+def _regularized(penalty: objectives.Penalty) -> objectives.Objective:
   return objectives.Regularized(objectives.CleanTraining(), penalty)
-
-
-def _input_gradient(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
-  return _regularized(objectives.InputGradient(settings.penalty_weight))
-
-
-def _cure(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
-  return _regularized(
-    objectives.Curvature(settings.penalty_weight, settings.curvature_step)
-  )
-
-
-def _llr(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
-  return _regularized(objectives.LocalLinearity(settings.penalty_weight))
-
-
-def _linearity_violation(settings: Settings) -> Any:
-  from dat_tf import objectives
-
-  return objectives.linearity_violation
-
-
-def _ig_norm(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
-  from dat_tf import objectives
-
-  return _regularized(
-    objectives.AttributionNorm(settings.penalty_weight, settings.attribution_points)
-  )
-
-
-def _attribution_norm(settings: Settings) -> Any:
-  from dat_tf import objectives
-
-  points = min(settings.attribution_points, 10)
-  return functools.partial(objectives.attribution_norm, points=points)
 
 
 def _certified(
   settings: Settings, steps_per_epoch: int, crown: bool = False
 ) -> objectives.Objective:
-  from dat_tf import objectives
-
   ramp = max(round(settings.epsilon_growing_epochs * steps_per_epoch), 1)
   # A fifth of the ramp goes before it, as in Gowal et al.'s schedule for MNIST.
   return objectives.CertifiedTraining(
@@ -164,7 +96,7 @@ OBJECTIVES = options(
     "trades",
     "clean cross-entropy, and divergence of the adversarial prediction from the clean",
     _WEIGHT,
-    _trades,
+    lambda s, steps: objectives.TRADES(s.penalty_weight),
     penalty_weight=6.0,
     from_random=True,
   ),
@@ -172,21 +104,23 @@ OBJECTIVES = options(
     "mart",
     "adversarial cross-entropy and divergence, weighted by the clean prediction",
     _WEIGHT,
-    _mart,
+    lambda s, steps: objectives.MART(s.penalty_weight),
     penalty_weight=5.0,
   ),
   TrainingObjective(
     "alp",
     "adversarial logit pairing",
     (*_WEIGHT, "clean_weight"),
-    _alp,
+    lambda s, steps: objectives.AdversarialLogitPairing(
+      s.penalty_weight, s.clean_weight
+    ),
     penalty_weight=1.0,
   ),
   TrainingObjective(
     "clp",
     "clean logit pairing",
     (*_WEIGHT, "pairing_noise"),
-    _clp,
+    lambda s, steps: objectives.CleanLogitPairing(s.penalty_weight, s.pairing_noise),
     penalty_weight=0.5,
     attacked=False,
   ),
@@ -194,7 +128,7 @@ OBJECTIVES = options(
     "input_gradient",
     "squared norm of the loss's gradient with respect to the image",
     _WEIGHT,
-    _input_gradient,
+    lambda s, steps: _regularized(objectives.InputGradient(s.penalty_weight)),
     penalty_weight=1.0,
     attacked=False,
   ),
@@ -202,7 +136,9 @@ OBJECTIVES = options(
     "cure",
     "curvature of the loss",
     (*_WEIGHT, "curvature_step"),
-    _cure,
+    lambda s, steps: _regularized(
+      objectives.Curvature(s.penalty_weight, s.curvature_step)
+    ),
     penalty_weight=4.0,
     attacked=False,
   ),
@@ -210,18 +146,22 @@ OBJECTIVES = options(
     "llr",
     "local linearity of the loss",
     _WEIGHT,
-    _llr,
+    lambda s, steps: _regularized(objectives.LocalLinearity(s.penalty_weight)),
     penalty_weight=4.0,
-    gain=_linearity_violation,
+    gain=lambda s: objectives.linearity_violation,
     step_size=1.0,  # to the corners of the ball, as the authors' steps of Adam
   ),
   TrainingObjective(
     "ig_norm",
     "norm of the attributions",
     (*_WEIGHT, "attribution_points"),
-    _ig_norm,
+    lambda s, steps: _regularized(
+      objectives.AttributionNorm(s.penalty_weight, s.attribution_points)
+    ),
     penalty_weight=1.0,
-    gain=_attribution_norm,
+    gain=lambda s: functools.partial(
+      objectives.attribution_norm, points=min(s.attribution_points, 10)
+    ),
   ),
   TrainingObjective(
     "ibp",
@@ -277,8 +217,6 @@ def make_attack(settings: Settings, trained: Trained) -> Any:
   Raises:
     UserError: the network does not go with the attack.
   """
-  from dat_tf import attacks
-
   objective = training_objective(settings.objective)
   if not objective.gain:
     return training_attack(settings.attack).make(settings, trained)
@@ -292,8 +230,6 @@ def make_attack(settings: Settings, trained: Trained) -> Any:
 
 def make_objective(settings: Settings, steps_per_epoch: int) -> objectives.Objective:
   """What training minimises."""
-  from dat_tf import objectives
-
   objective = training_objective(settings.objective).make(settings, steps_per_epoch)
   if settings.gradient_alignment:
     objective = objectives.Regularized(
@@ -310,8 +246,6 @@ def make_objective(settings: Settings, steps_per_epoch: int) -> objectives.Objec
 
 def make_preparation(settings: Settings) -> Optional[Callable[[Any], Any]]:
   """What changes images and labels of a batch together; None leaves them."""
-  from dat_tf.objectives import mixing
-
   changes: list[Callable[[Any], Any]] = []
   if settings.label_smoothing:
     changes.append(
