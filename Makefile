@@ -22,7 +22,8 @@ QUICK := tests/attacks tests/base tests/communication tests/models tests/optimiz
 .DEFAULT_GOAL := help
 # A virtual environment half made is made anew.
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-quick test-methods test-stacks test-all lint clean
+.PHONY: help install quickstart test test-quick test-methods test-stacks test-all lint \
+  docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | \
@@ -46,7 +47,7 @@ test-methods: $(VENV)/.test ## run each method on two workers, attacks with a kn
 	  tests/objectives/test_conformance.py::ConformanceTest \
 	  tests/evaluation/test_robustness.py::LinearTest \
 	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py \
-	  tests/test_packaging.py tests/test_contributing.py
+	  tests/test_packaging.py tests/test_contributing.py tests/test_docs.py
 
 test-stacks: $(VENV)/.test ## run what moves between the stacks (make install STACK=modern first)
 	@$(VENV)/bin/python -m pytest -q -rs -m long $(ARGS) tests/test_between_stacks.py
@@ -58,8 +59,12 @@ lint: $(VENV)/.test ## check style (ruff) and types (mypy)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy dat_tf
 
+docs: $(VENV)/.docs ## build the site of docs/ into site/
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict $(ARGS)
+	@echo "Open site/index.html."
+
 clean: ## remove the virtual environments and what the tools left behind
-	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Prints the first interpreter that serves, or `!` and one sentence. A name on the

@@ -92,6 +92,13 @@ ONNX = of_stack(
   ["onnx>=1.18", "onnxruntime>=1.20,<2", "tf2onnx>=1.17,<2"],
 )
 
+# What `make docs` needs: it reads the sources, and imports dat_tf.config alone of them.
+DOCS = [
+  "mkdocs>=1.6,<2",
+  "mkdocs-material>=9.5,<10",
+  "mkdocstrings[python]>=0.26,<2",
+]
+
 # What `make quickstart` needs beyond the package: the digits come with scikit-learn.
 QUICKSTART = ["scikit-learn>=1.2,<2", "tabulate>=0.9,<1"]
 
@@ -118,8 +125,10 @@ setup(
   cmdclass={"build_py": BuildPy},
   extras_require={
     "quickstart": QUICKSTART,
+    "docs": DOCS,
     "test": [
       *QUICKSTART,
+      *DOCS,
       *BEAM,
       *ONNX,
       "build>=1,<2",
