@@ -47,7 +47,7 @@ GRADIENTS = {"fp32": ["--all_reduce=fp32"], "8bit": ["--all_reduce=two_sided"]}
 
 _ABOUT = """
 import json
-from dat_tf import stack
+from dat_tf.base import stack
 import tensorflow as tf
 built = tf.sysconfig.get_build_info()
 print(json.dumps({

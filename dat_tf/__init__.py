@@ -46,4 +46,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
   modules = [importlib.import_module(f"dat_tf.{room}") for room in _ROOMS]
-  return sorted({*globals(), *_ROOMS, *(name for m in modules for name in m.__all__)})
+  return sorted(
+    {
+      *globals(),
+      *filter(str.isidentifier, _ROOMS),
+      *(name for m in modules for name in m.__all__),
+    }
+  )

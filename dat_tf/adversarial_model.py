@@ -132,8 +132,7 @@ class AdversarialModel(keras.Model):
     else:
       evaluation_attack = evaluation_attack or attack
     self.classifier = classifier
-    self.attack = attack
-    self.objective = objective or (AdversarialTraining() if attack else CleanTraining())
+    self._attack = attack
     self.all_reduce = all_reduce or MeanAllReduce()
     self.evaluation_attack = evaluation_attack
     self.average = average
@@ -145,7 +144,7 @@ class AdversarialModel(keras.Model):
         self._attack_and_differentiate, accumulation
       )
     self._min_max = MinMax(
-      self.objective,
+      objective or (AdversarialTraining() if attack else CleanTraining()),
       functools.partial(classifier, training=attack_in_training_mode),
       self._differentiate,
     )
@@ -158,6 +157,16 @@ class AdversarialModel(keras.Model):
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
       name="totals",
     )
+
+  @property
+  def attack(self) -> Union[Attack, TrainingPass, None]:
+    """That of training."""
+    return self._attack
+
+  @property
+  def objective(self) -> Objective:
+    """What training minimises."""
+    return self._min_max.objective
 
   def compile(
     self, optimizer: keras.optimizers.legacy.Optimizer, **kwargs: Any
@@ -172,9 +181,8 @@ class AdversarialModel(keras.Model):
         f"The optimizer is {optimizer!r}: give one of tf.keras.optimizers.legacy or "
         "dat_tf.optimizers, such as LAMB(0.01)."
       )
-    ignored = sorted(
-      {"loss", "metrics", "loss_weights", "weighted_metrics"} & {*kwargs}
-    )
+    given = {name for name, value in kwargs.items() if value is not None}
+    ignored = sorted({"loss", "metrics", "loss_weights", "weighted_metrics"} & given)
     if ignored:
       raise UserError(
         f"compile takes no {ignored[0]}: the objective is the model's, and fit and "

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from folder_case import FolderCase
-from program_case import ROOT, results
-from test_semi_supervised import write_digits
+from partly_labeled import write_digits
+from program_case import results
+from programs import ROOT
 
 from dat_tf.base import stack
 
@@ -66,7 +67,11 @@ def _interpreters() -> dict[str, str]:
   for folder in (".venv", ".venv-modern"):
     python = ROOT / folder / "bin" / "python"
     if python.exists():
-      command = [str(python), "-c", "from dat_tf import stack; print(stack.to_text())"]
+      command = [
+        str(python),
+        "-c",
+        "from dat_tf.base import stack; print(stack.to_text())",
+      ]
       text = subprocess.check_output(command, cwd=ROOT, text=True)
       is_classic = json.loads(text)["tensorflow"].startswith("2.15.")
       found["classic" if is_classic else "modern"] = str(python)

@@ -72,6 +72,27 @@ class TrainStepTest(tf.test.TestCase, parameterized.TestCase):
     for a, b in zip(spied, plain):
       self.assertAllEqual(a, b)
 
+  def test_an_attack_that_changes_says_so_by_its_class(self):
+    class Duck:
+      def for_batch(self, batch):
+        raise AssertionError
+
+      def __call__(self, classifier, images, *_):
+        return images
+
+    with self.assertRaisesRegex(UserError, "Duck has for_batch: .* Scheduled"):
+      self.train(Duck())
+
+  def test_parts_are_compiled_together(self):
+    traces = []
+
+    def attack(classifier, images, *_):
+      traces.append(images.shape)
+      return images
+
+    self.train(attack, epochs=1, jit_compile=True, accumulation=4)
+    self.assertLessEqual(len(traces), 2)  # Keras traces a step twice
+
   @parameterized.parameters(True, False)
   def test_parts_add_up_to_the_whole(self, size_known):
     weights = np.array([1, 1, 0.5, 1, 1, 2, 1, 1, 1, 1, 0, 0], "f4")

@@ -3,7 +3,7 @@
 An attack is composed of a ball of allowed perturbations and a rule to search it:
 
     attack = PGD(LInfinity(8 / 255), step_size=2 / 255, steps=10)
-    keys = hashing.stream_keys(seed, epoch, example_ids)
+    keys = dat.stream_keys(seed, epoch, example_ids)
     adversarial = attack(classifier, images, labels, keys)
 
 It is any callable of that signature: the classifier is a plain function from images
@@ -28,7 +28,7 @@ from dat_tf.attacks.iterative import Iterative, OneShot
 from dat_tf.attacks.jsma import JSMA
 from dat_tf.attacks.maximizers import NFGSM, WRM
 from dat_tf.attacks.norms import L1, L2, Ball, LInfinity
-from dat_tf.attacks.passes import TrainingPass
+from dat_tf.attacks.passes import MinMax, Pass, TrainingPass
 from dat_tf.attacks.penalized import LBFGS, CarliniWagner
 from dat_tf.attacks.pgd import PGD, Momentum, fgsm, from_image, from_random
 from dat_tf.attacks.registry import TRANSFER, make_attacks
@@ -54,10 +54,12 @@ __all__ = [
   "L2",
   "LBFGS",
   "LInfinity",
+  "MinMax",
   "Momentum",
   "NFGSM",
   "OneShot",
   "PGD",
+  "Pass",
   "Scheduled",
   "Square",
   "TRANSFER",

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dat_tf.attacks import norms
 from dat_tf.attacks.attack import Attack, Scheduled
-from dat_tf.attacks.pgd import PGD, Loss, from_image
+from dat_tf.attacks.pgd import PGD, Gradient, Loss, from_image
 from dat_tf.base.errors import UserError
 from dat_tf.objectives.losses import cross_entropy, gradient_of
 from dat_tf.objectives.objective import Batch, Classifier
@@ -45,6 +45,10 @@ class DynamicPGD(Scheduled):
   falling_steps: int
   criterion: float = 0.5
   threshold: Number = 0.0
+
+  def __post_init__(self) -> None:
+    if self.attack.direction != Gradient():
+      raise UserError("DynamicPGD follows the gradient: give a PGD without direction.")
 
   def for_batch(self, batch: Batch) -> DynamicPGD:
     """The attack at the batch's step."""
@@ -226,7 +230,7 @@ class WarmStart(Scheduled):
     unit = tf.bitcast(largest, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis] / 127
     ball = self._attack.ball
     warm = ball.project(images, images + delta * tf.where(is_seen, unit, 0.0))
-    return tf.where(is_seen, warm, ball.random_start(keys, images))
+    return tf.where(is_seen, warm, self._attack.start(ball, images, keys))
 
   def _keep(self, example_ids: tf.Tensor, delta: tf.Tensor) -> None:
     delta = tf.reshape(delta, [-1, self._size])

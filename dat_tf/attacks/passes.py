@@ -15,6 +15,7 @@ from typing import Callable, NamedTuple, Optional, Protocol, Union
 import tensorflow as tf
 
 from dat_tf.attacks.attack import Attack, Scheduled
+from dat_tf.base.errors import UserError
 from dat_tf.objectives.objective import Batch, Classifier, Evaluated, Objective
 
 
@@ -79,6 +80,10 @@ class TrainingPass:
     """The loss and the gradients of this batch's step."""
     raise NotImplementedError
 
+  def of(self, min_max: MinMax) -> Callable[[Batch], Pass]:
+    """The pass on batches of one problem, to be called several times in one step."""
+    return lambda batch: self(batch, min_max)
+
 
 @dataclasses.dataclass(frozen=True)
 class Clean(TrainingPass):
@@ -134,12 +139,12 @@ class InParts(TrainingPass):
   def __call__(self, batch: Batch, min_max: MinMax) -> Pass:
     done: list[Pass] = []
     gradients: list[tf.Tensor] = []
-    parts = batch.split(self.number)
+    parts, take_pass = batch.split(self.number), self.training_pass.of(min_max)
     for part in parts:
       # A part waits for the one before: otherwise all would be in memory together.
       with tf.control_dependencies(gradients):
         part = part._replace(images=tf.identity(part.images))
-        done.append(self.training_pass(part, min_max))
+        done.append(take_pass(part))
       added = done[-1].gradients
       gradients = [x + y for x, y in zip(gradients, added)] if gradients else added
     share = parts[0].size / batch.size
@@ -158,20 +163,31 @@ class Compiled(TrainingPass):
   training_pass: TrainingPass
 
   def __call__(self, batch: Batch, min_max: MinMax) -> Pass:
-    compiled = tf.function(
+    return self.of(min_max)(batch)
+
+  def of(self, min_max: MinMax) -> Callable[[Batch], Pass]:
+    # Not kept: it is bound to the graph and the replica in which it is made.
+    return tf.function(
       lambda batch: self.training_pass(batch, min_max), jit_compile=True
     )
-    return compiled(batch)
 
 
 def training_pass_of(
   attack: Union[Attack, Scheduled, TrainingPass, None],
 ) -> TrainingPass:
-  """The pass that trains against an attack; None trains on clean images."""
+  """The pass that trains against an attack; None trains on clean images.
+
+  Raises:
+    UserError: the attack has `for_batch` and is no `Scheduled` one.
+  """
   if attack is None:
     return Clean()
   if isinstance(attack, TrainingPass):
     return attack
   if isinstance(attack, Scheduled):
     return AtScheduled(attack)
+  if hasattr(attack, "for_batch"):
+    raise UserError(
+      f"{type(attack).__name__} has for_batch: make it a subclass of Scheduled."
+    )
   return AtAdversarial(attack)

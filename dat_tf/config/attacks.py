@@ -68,7 +68,7 @@ class TrainingAttack(Option):
   make: Callable[[Settings, Trained], Any] = lambda settings, trained: None
   steps: int = 10
   step_size: Optional[Callable[[float, int], float]] = lambda epsilon, steps: (
-    2.5 * epsilon / steps
+    2.5 / steps * epsilon
   )
   starts_at_image: bool = False
   trains: bool = False
@@ -281,13 +281,12 @@ def training_attack(name: str) -> TrainingAttack:
   """The record of --attack, also of a user's own function.
 
   Such a function is called with the settings and `Trained`, and returns an `Attack`.
-
-  Raises:
-    UserError: there is no such function.
   """
   if name in ATTACKS:
     return ATTACKS[name]
-  return TrainingAttack(name, own=_STEPS, make=loaded(name, "attack"))
+  return TrainingAttack(
+    name, own=_STEPS, make=lambda s, trained: loaded(name, "attack")(s, trained)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,12 +134,16 @@ def contradictions(settings: Settings) -> Refusals:
   )
   yield from (
     (
-      not settings.unlabeled_data and getattr(settings, name) != default,
+      settings.mode.startswith("train")
+      and not settings.unlabeled_data
+      and getattr(settings, name) != default,
       f"--{name} plays no part without --unlabeled_data: name it, or drop --{name}.",
     )
     for name, default in (
       ("unlabeled_fraction", 0.5),
       ("unlabeled_loss", "pseudo_label"),
       ("unlabeled_weight", 1),
+      ("consistency_growing_epochs", 10),
+      ("pseudo_label_smoothing", 0),
     )
   )

@@ -15,16 +15,18 @@ with. One that plays no part beside what was chosen is refused:
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib
+import io
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Optional, TypeVar, Union
 
 from absl import flags
 
-from dat_tf.base.errors import UserError
+from dat_tf.base.errors import UserError, one_line
 
 _DECLARATION = "declaration"
 # TensorFlow counts in 32 bits at some places, and in 64 at the others.
@@ -112,12 +114,14 @@ class _Integer(Parser):
 
   def parse(self, argument: Any) -> int:
     text = str(argument).strip()
-    # Longer texts take Python long to read, and are no such number.
-    if not (text.isascii() and len(text) < 30 and text.lstrip("+-").isdigit()):
-      raise ValueError(f"{text[:40]!r} is not an integer")
-    if not self._lower <= int(text) <= self._upper:
+    try:
+      # Longer texts take Python long to read, and are no such number.
+      value = int(text if text.isascii() and len(text) < 30 else "")
+    except ValueError:
+      raise ValueError(f"{text[:40]!r} is not an integer") from None
+    if not self._lower <= value <= self._upper:
       raise ValueError(f"must be {'in ' * (',' in self.range)}{self.range}")
-    return int(text)
+    return value
 
 
 class _Choice(Parser):
@@ -157,12 +161,17 @@ class _List(Parser):
     example: str,
     count: Optional[int] = None,
     in_order: Callable[[Any, Any], bool] = lambda before, after: True,
+    may_be_empty: bool = True,
   ):
     self._each, self._example = each, example
     self._count, self._in_order = count, in_order
+    self._may_be_empty = may_be_empty
 
   def parse(self, argument: Any) -> tuple[Any, ...]:
-    words = [word.strip() for word in str(argument).split(",")] if argument else []
+    lines = list(csv.reader([str(argument)], skipinitialspace=True))
+    words = [word.strip() for word in lines[0]] if lines else []
+    if not words and self._count and not self._may_be_empty:
+      raise ValueError(f"must be like {self._example}")
     try:
       values = tuple(self._each.parse(word) for word in words)
     except ValueError:
@@ -173,7 +182,9 @@ class _List(Parser):
     return values
 
   def write(self, value: Any) -> str:
-    return ",".join(map(self._each.write, value))
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(map(self._each.write, value))
+    return line.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +291,7 @@ def numbers(
 ) -> Any:
   """A tuple of rising, finite floats."""
   each = _Number(above, -math.inf, math.inf, math.inf)
-  parser = _List(each, example, count, operator.lt)
+  parser = _List(each, example, count, operator.lt, may_be_empty=not default)
   return _field(parser, default, help_text, may_change=may_change)
 
 
@@ -328,21 +339,46 @@ def written(name: str, value: Any, declared: Declaration) -> Optional[str]:
   return f"--{name}={declared.parser.write(value)}"
 
 
-def idle(settings: Any, defaults: Mapping[str, Any]) -> Iterator[str]:
-  """Says of each setting that was set and plays no part beside what was chosen.
+@dataclasses.dataclass(frozen=True)
+class Idle:
+  """Settings that play no part beside what was chosen.
 
-  Args:
-    settings: all of them.
-    defaults: what those are that follow from others, where nobody set them.
-
-  Yields:
-    One line for each, with the ways out.
+  Attributes:
+    chosen: by the setting's name, what was chosen, such as --attack=pgd.
+    ways: by the setting's name, what it goes with, such as --attack=yopo.
   """
-  declared = declarations(type(settings))
+
+  chosen: Mapping[str, Sequence[str]]
+  ways: Mapping[str, Sequence[str]]
+
+  @property
+  def names(self) -> set[str]:
+    return {*self.chosen}
+
+  def explain(self, name: str, fixed: Container[str] = ()) -> str:
+    """One line: what is wrong about a setting that was given, and what to do.
+
+    Args:
+      name: the setting's.
+      fixed: choices that others leave no freedom in.
+    """
+    ways = [
+      way
+      for way in self.ways[name]
+      if way.removeprefix("another ").split("=")[0] not in fixed
+    ]
+    choose = f", or choose {' or '.join(ways)}" if ways else ""
+    return (
+      f"--{name} plays no part with {' and '.join(self.chosen[name])}: drop it{choose}."
+    )
+
+
+def idle(settings: Any) -> Idle:
+  """Which settings play no part beside what was chosen."""
   chosen: dict[str, list[str]] = {}
   ways: dict[str, list[str]] = {}
   active: set[str] = set()
-  for family, declaration in declared.items():
+  for family, declaration in declarations(type(settings)).items():
     value = getattr(settings, family)
     owners: dict[str, list[str]] = {}
     for option in declaration.options.values():
@@ -350,29 +386,26 @@ def idle(settings: Any, defaults: Mapping[str, Any]) -> Iterator[str]:
         owners.setdefault(name, []).append(option.name)
     for name, names in owners.items():
       chosen.setdefault(name, []).append(f"--{family}={value}")
-      way = (
-        f"--{family}={' or '.join(names)}" if len(names) < 4 else f"another --{family}"
-      )
+      few = len(names) < 4
+      way = f"--{family}={' or '.join(names)}" if few else f"another --{family}"
       ways.setdefault(name, []).append(way)
       # A user's own function may use them all.
       if value in names or value not in declaration.options:
         active.add(name)
-  for name in sorted(ways.keys() - active):
-    unset = _default(declared[name]), defaults.get(name), None
-    if getattr(settings, name) not in unset:
-      yield (
-        f"--{name} plays no part with {' and '.join(chosen[name])}: drop it, or choose "
-        f"{' or '.join(ways[name])}."
-      )
+  return Idle({name: chosen[name] for name in sorted(chosen.keys() - active)}, ways)
+
+
+def is_default(settings: Any, name: str) -> bool:
+  """Whether a setting is what it is where nobody sets it, or has no value."""
+  declared, value = declarations(type(settings))[name], getattr(settings, name)
+  if value is None or declared.default is None:
+    return value is None
+  return value == declared.parser.parse(declared.default)
 
 
 def unset(value: Any) -> bool:
   """Whether a setting that follows from others was not given."""
   return value is None
-
-
-def _default(declared: Declaration) -> Any:
-  return None if declared.default is None else declared.parser.parse(declared.default)
 
 
 class Late:
@@ -399,9 +432,12 @@ def loaded(name: str, flag: str) -> Callable[..., Any]:
   """
   module, _, function = name.partition(":")
   try:
-    return getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError, ValueError) as error:
+    found = getattr(importlib.import_module(module), function)
+  except Exception as error:  # a module of any kind may fail in any way
     raise UserError(
-      f"--{flag}={name}: {error}; write package.module:function, with the package on "
-      "PYTHONPATH."
+      f"--{flag}={name}: {type(error).__name__}: {one_line(error)}; write "
+      "package.module:function, with the package on PYTHONPATH."
     ) from None
+  if not callable(found):
+    raise UserError(f"--{flag}={name} is no function: name one.")
+  return found

@@ -202,13 +202,12 @@ def training_objective(name: str) -> TrainingObjective:
 
   Such a function is called with the settings and the steps of an epoch, and returns an
   `Objective`.
-
-  Raises:
-    UserError: there is no such function.
   """
   if name in OBJECTIVES:
     return OBJECTIVES[name]
-  return TrainingObjective(name, make=loaded(name, "objective"))
+  return TrainingObjective(
+    name, make=lambda s, steps: loaded(name, "objective")(s, steps)
+  )
 
 
 def make_attack(settings: Settings, trained: Trained) -> Any:
@@ -359,7 +358,10 @@ def contradictions(settings: Settings) -> Refusals:
     "its place; choose --attack=pgd.",
   )
   yield (
-    objective.attacked and objective.name != "at" and attack.name == "none",
+    objective.attacked
+    and objective.name in OBJECTIVES
+    and objective.name != "at"
+    and attack.name == "none",
     f"{chosen} needs adversarial images: choose an attack such as --attack=pgd, or "
     "--objective=at, which trains on clean ones too.",
   )

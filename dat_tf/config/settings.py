@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 from absl import flags
@@ -24,7 +24,13 @@ from dat_tf.config import (
   optimizers,
   program,
 )
-from dat_tf.config.declaring import declarations, define_flags, idle, written
+from dat_tf.config.declaring import (
+  declarations,
+  define_flags,
+  idle,
+  is_default,
+  written,
+)
 from dat_tf.config.refusals import Refusals, refuse
 
 _OWN_DATA = {"train_data", "unlabeled_data"}
@@ -100,7 +106,9 @@ def parse(argv: Sequence[str]) -> Settings:
     )
   settings = _read(values)
   refuse(_contradictions(settings))
-  return dataclasses.replace(settings, **_resolved(settings))
+  names = idle(settings).names
+  resolved = {n: value for n, value in _resolved(settings).items() if n not in names}
+  return dataclasses.replace(settings, **resolved)
 
 
 def _flags() -> flags.FlagValues:
@@ -128,12 +136,27 @@ def _contradictions(settings: Settings) -> Refusals:
   yield from itertools.chain.from_iterable(
     room.contradictions(settings) for room in (*rooms, communication)
   )
-  # What was kept by an earlier run has what follows from the rest written out.
+  yield from ((True, line) for line in _idle_lines(settings))
+
+
+def _idle_lines(settings: Settings) -> Iterator[str]:
+  """Of each setting that was given and plays no part."""
+  found = idle(settings)
+  given = [name for name in found.names if not is_default(settings, name)]
+  if not given:
+    return
+  # What earlier versions kept has it written out, whether it plays a part or not.
   follow: dict[str, Any] = {
     n: None for n, d in declarations(Settings).items() if d.default is None
   }
   derived = _resolved(dataclasses.replace(settings, **follow))
-  yield from ((True, line) for line in idle(settings, derived))
+  saved = load(settings.model_dir)
+  objective = objectives.training_objective(settings.objective)
+  fixed = {"--attack"} if objective.gain or not objective.attacked else set()
+  for name in sorted(given):
+    value = getattr(settings, name)
+    if value != derived.get(name) and value != getattr(saved, name, None):
+      yield found.explain(name, fixed)
 
 
 def check_against_saved(settings: Settings) -> bool:
@@ -153,6 +176,7 @@ def check_against_saved(settings: Settings) -> bool:
     free |= _OWN_DATA
   if not settings.mode.startswith("train"):  # what is labelled now is not trained on
     free |= {"unlabeled_data"}
+  free |= idle(settings).names & idle(saved).names
   for name in sorted(declarations(Settings).keys() - free):
     if getattr(saved, name) != getattr(settings, name):
       was, now = (s.words().get(name, f"no --{name}") for s in (saved, settings))
@@ -200,13 +224,10 @@ def save(settings: Settings) -> None:
   """
   words = settings.words()
   # A flagfile that is used again is not to clear the directory again.
-  lines = [
-    flagfiles.to_line(words[name]) for name in sorted(words.keys() - {"overwrite"})
-  ]
+  names = sorted(words.keys() - {"overwrite"} - idle(settings).names)
+  text = "".join(f"{flagfiles.to_line(words[name])}\n" for name in names)
   with files.explained_writing(f"--model_dir={settings.model_dir}"):
-    files.write_text(
-      settings.directory.settings, "".join(f"{line}\n" for line in lines)
-    )
+    files.write_text(settings.directory.settings, text)
 
 
 def load(model_dir: str) -> Optional[Settings]:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Callable
+from typing import Callable, Union
 
 import numpy as np
 import tensorflow as tf
@@ -53,13 +53,20 @@ class Outcome:
     return 1.0 - float(self.broken.mean())
 
 
+Sequence = Union[Mapping[str, iterative.Iterative], Iterable[iterative.Iterative]]
+
+
+def _values(sequence: Sequence) -> Iterable[iterative.Iterative]:
+  return sequence.values() if isinstance(sequence, Mapping) else sequence
+
+
 class Evaluator:
   """Attacks the examples that a classifier gets right."""
 
   def __init__(
     self,
     classifier: iterative.Classifier,
-    attacks: Mapping[str, Iterable[iterative.Iterative]],
+    attacks: Mapping[str, Sequence],
     batch_size: int = 32,
     seed: int = 0,
   ):
@@ -67,9 +74,8 @@ class Evaluator:
 
     Args:
       classifier: any callable from images [B, H, W, C] to logits [B, classes].
-      attacks: by a name each, sequences of attacks, such as the values of
-        `attacks.make_attacks`; in a sequence each attack gets the examples that those
-        before it did not break.
+      attacks: by a name each, what `attacks.make_attacks` gives, or any attacks in
+        their order; each gets the examples that those before it did not break.
       batch_size: examples in a batch, of which two are attacked side by side. Outcomes
         may depend on it, by rounding.
       seed: of all random numbers.
@@ -78,7 +84,7 @@ class Evaluator:
     # and warns of endless retracing when it wraps several lambdas from one line.
     self._classify = tf.function(functools.partial(classifier))
     self._runners = {
-      name: [Runner(classifier, attack, batch_size) for attack in sequence]
+      name: [Runner(classifier, attack, batch_size) for attack in _values(sequence)]
       for name, sequence in attacks.items()
     }
     self._batch_size, self._seed = batch_size, seed

@@ -94,7 +94,7 @@ def is_certified(
   The mean is the certified accuracy, never above the accuracy under any attack.
 
   Args:
-    classifier: a Keras model of layers that have bounds (`models.bounds`).
+    classifier: a Keras model of layers that have bounds (`objectives.bounds`).
     images: float32 [B, H, W, C] in [0, 1].
     labels: integer [B], or [B, classes].
     epsilon: radius in the maximum norm, pixel values.

@@ -19,7 +19,7 @@ from absl import app, flags
 from dat_tf.base.errors import UserError, exit_on_user_error
 from dat_tf.config import flagfiles
 
-_TEMPORARY = "dat-tf-"
+_MAKING, _TEMPORARY = ".dat-tf-making-", ".dat-tf-temporary-"
 
 
 def own_temporary_directory() -> None:
@@ -35,11 +35,13 @@ def own_temporary_directory() -> None:
       held = _hold(path)
       shutil.rmtree(path, ignore_errors=True)
       os.close(held)
-  own = tempfile.mkdtemp(prefix=_TEMPORARY)
+  made = tempfile.mkdtemp(prefix=_MAKING)
   # Where the file system has no locks, nobody removes what another process has left.
   with contextlib.suppress(OSError):
-    _hold(own)
-  os.makedirs(own, exist_ok=True)  # removed before it was held
+    _hold(made)
+  # Held before it has the name of those that are removed.
+  own = os.path.join(parent, _TEMPORARY + os.path.basename(made)[len(_MAKING) :])
+  os.rename(made, own)
   atexit.register(shutil.rmtree, own, ignore_errors=True)
   tempfile.tempdir = own
 

@@ -245,7 +245,7 @@ class PassesTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(rest(first(images)), classifier(images))
       self.assertLen(first.trainable_weights, 1)
 
-  def test_interleaved_objectives(self):
+  def test_other_objectives(self):
     ball = LInfinity(0.1)
     for objective in (TRADES(), WeightPerturbation(AdversarialTraining(0.0))):
       classifier, _, _ = network()

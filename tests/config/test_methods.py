@@ -132,6 +132,7 @@ class PairsTest(parameterized.TestCase):
     ({"all_reduce": "fp16", "bits": 2}, "--all_reduce=fp16", "two_sided"),
     ({"decay_epochs": 5}, "--decay=cosine", "--decay=step"),
     ({"unlabeled_weight": 2}, "--unlabeled_weight", "--unlabeled_data"),
+    ({"pseudo_label_smoothing": 0.1}, "no part", "--unlabeled_data"),
     (
       {"attack": "free", "epsilon_growing_epochs": 1},
       "--objective=at and --attack=free",
@@ -145,10 +146,21 @@ class PairsTest(parameterized.TestCase):
     self.assertIn(way, message)
 
   def test_what_follows_may_be_written_out(self):
-    """As config.flags has it, whatever was chosen."""
+    """As config.flags had it, whatever was chosen."""
     parse(attack="none", epsilon=0.2, attack_steps=1, step_size=0.5)
     parse(attack="nfgsm", epsilon=0.2, attack_steps=1, step_size=0.2)
     parse(attack="wrm", attack_steps=15)
+
+  def test_no_way_out_that_is_refused_in_turn(self):
+    for values in (
+      {**IBP, "epsilon_growing_epochs": 2, "steps_growing_epochs": 1},
+      {"objective": "clp", "attack": "none", "attack_steps": 5},
+      {"objective": "llr", "inner_steps": 5},
+    ):
+      self.assertEndsWith(self.refused(**values), "drop it.")
+
+  def test_without_training_nothing_unlabeled_is_missed(self):
+    parse(mode="evaluate", unlabeled_fraction=0.25, pseudo_label_smoothing=0.1)
 
   def test_a_users_own(self):
     config = parse(attack="config_case:own_attack", objective="config_case:own")
@@ -156,11 +168,15 @@ class PairsTest(parameterized.TestCase):
     trained = config_lib.Trained("network", (8, 4, 4, 1), 20)
     self.assertEqual(config_lib.make_attack(config, trained), (config, trained))
     self.assertEqual(config_lib.make_objective(config, 20), (config, 20))
-    for name in ("config_case:absent", "no.such:attack"):
-      for flag in ("attack", "objective"):
-        message = self.refused(**{flag: name})
-        self.assertIn(f"--{flag}={name}", message)
-        self.assertIn("package.module:function", message)
+    parse(attack="none", objective="config_case:own")
+    for name in ("config_case:absent", "no.such:attack", ".x:f", "config_case:OTHER"):
+      for make, flag in (
+        (lambda c: config_lib.make_attack(c, trained), "attack"),
+        (lambda c: config_lib.make_objective(c, 20), "objective"),
+      ):
+        with self.assertRaises(UserError) as caught:
+          make(parse(**{flag: name}))
+        self.assertIn(f"--{flag}={name}", str(caught.exception))
 
   def test_settings_that_go_together(self):
     certified = {"objective": "ibp", "attack": "none", "epsilon_growing_epochs": 2}

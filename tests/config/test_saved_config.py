@@ -83,6 +83,34 @@ class SavedTest(ConfigCase):
     self.assertTrue(self.save(mode="train", overwrite=True).overwrite)
     self.assertFalse(self.reopened().overwrite)
 
+  def test_what_plays_no_part_is_not_kept(self):
+    self.save(attack="none", epsilon=0.2)
+    text = (self.model_dir / "config.flags").read_text()
+    self.assertNotIn("--step_size", text)
+    self.assertNotIn("--inner_steps", text)
+    other = parse(
+      f"--flagfile={self.model_dir}/config.flags",
+      model_dir="other",
+      mode="evaluate",
+      model_path="m",
+      attacks="fgsm",
+      epsilon=0.3,
+    )
+    self.assertIsNone(other.step_size)
+
+  def test_what_an_earlier_version_kept_although_it_plays_no_part(self):
+    """As from a flagfile of an attack, with --attack=none after it."""
+    self.save(attack="none", epsilon=0.2)
+    path = self.model_dir / "config.flags"
+    idle = "--attack_steps=10\n--step_size=0.05\n--momentum=0.8\n"
+    path.write_text(path.read_text() + idle)
+    # Both from there, and from the flagfile as it is now.
+    for again in (
+      config_lib.parse(["run_dat.py", f"--flagfile={path}"]),
+      parse(model_dir=self.model_dir, attack="none", epsilon=0.2),
+    ):
+      self.assertTrue(config_lib.check_against_saved(again))
+
   def test_numbers_survive_to_the_last_bit(self):
     thirds = {"epsilon": "1/3", "step_size": "1/30000000", "clean_weight": "1e20"}
     self.save(**thirds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -11,13 +12,13 @@ import tensorflow as tf
 
 from dat_tf.data import writing
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 STORE = "ram://test_object_store"  # TensorFlow's own; it ends with the process
 
 
 def _run():
   """In a process of its own: writes records, trains twice, evaluates and exports."""
-  import run_dat
+  from dat_tf.__main__ import main
 
   examples = [
     writing.image_example(tf.fill([8, 8, 1], tf.cast(20 * k, tf.uint8)).numpy(), k % 10)
@@ -37,9 +38,7 @@ def _run():
       "probe_images": 0,
       **flags,
     }
-    run_dat.main(
-      ["run_dat.py", *(f"--{name}={value}" for name, value in words.items())]
-    )
+    main(["run_dat.py", *(f"--{name}={value}" for name, value in words.items())])
 
   run(epochs=1, mode="train")
   run(epochs=2)

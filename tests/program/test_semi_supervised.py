@@ -8,31 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from folder_case import FolderCase
+from partly_labeled import FILES, LABELED, TEST, UNLABELED, write_digits
 from program_case import run_dat
 from sklearn.datasets import load_digits
 
 from dat_tf.data import writing
 from record_files import example, read
-
-LABELED, UNLABELED, TEST = 64, 110, 40
-FILES = 4  # of unlabelled images
-
-
-def write_digits(folder):
-  """labeled-*, unlabeled-* and test-*; returns the true labels of the second."""
-  data = load_digits()
-  images = np.rint(data.images[..., None] * (255 / 16)).astype("u1")
-  rows = list(zip(images, data.target))
-  parts = {"labeled": rows[:LABELED], "test": rows[-TEST:]}
-  for name, part in parts.items():
-    examples = [writing.image_example(image, label) for image, label in part]
-    writing.write_shards(examples, folder, name, 2)
-  others = rows[LABELED : LABELED + UNLABELED]
-  examples = [
-    example(image__raw=image.tobytes(), image__shape=image.shape) for image, _ in others
-  ]
-  writing.write_shards(examples, folder, "unlabeled", FILES)
-  return [label for _, label in others]
 
 
 def run(num_workers, **flags):

@@ -234,6 +234,8 @@ class OwnTemporaryDirectoryTest(unittest.TestCase):
 
   def test_what_a_killed_process_left_goes_and_no_more(self):
     with tempfile.TemporaryDirectory() as parent:
+      users_own = pathlib.Path(parent, "dat-tf-run1", "checkpoints")
+      users_own.mkdir(parents=True)
       killed, left = self.start(parent)
       living, kept = self.start(parent)
       self.assertTrue(left.is_file())  # of a process that lives
@@ -247,7 +249,8 @@ class OwnTemporaryDirectoryTest(unittest.TestCase):
       self.assertFalse(own.parent.exists())
       self.assertTrue(kept.is_file())
       living.communicate("\n")
-      self.assertEqual(os.listdir(parent), [])
+      self.assertEqual(os.listdir(parent), ["dat-tf-run1"])
+      self.assertTrue(users_own.is_dir())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 MEET = """
 import sys, time
-from dat_tf import errors, peers
+from dat_tf.base import errors
+from dat_tf.workers import peers
 peers._FIRST_WORD = 0.2
 @errors.exit_on_user_error
 def main(argv):
@@ -42,7 +43,7 @@ while True:
 """
 LOOK = """
 import sys, time
-from dat_tf import peers
+from dat_tf.workers import peers
 peers._LOOK, peers._ANSWER = 0.2, 0.2
 lookout = peers.Lookout(sys.argv[1].split(","), 1, 1.0)
 print("ready", flush=True)

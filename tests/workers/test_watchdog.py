@@ -20,7 +20,7 @@ from workers import run_workers
 CODE = """
 import sys, time
 import tensorflow as tf
-from dat_tf import watchdog
+from dat_tf.workers import watchdog
 
 class Clock:
   now = 0.0
