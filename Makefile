@@ -1,7 +1,7 @@
 # The project's few commands; `make` alone lists them.
 #
 #   make test PYTHON=/path/to/python3.10    try this interpreter first
-#   make test STACK=modern                  TensorFlow 2.18 or later on any Python
+#   make test STACK=modern                  TensorFlow 2.19 or later on any Python
 #   make test ARGS=tests/attacks            hand pytest (or the quick start) arguments
 
 STACK :=

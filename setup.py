@@ -3,8 +3,8 @@
 The Python decides which TensorFlow is installed (dat_tf/base/stack.py says why there
 are two). DAT_TF_STACK in the environment chooses another:
 
-    modern     TensorFlow 2.18 to 2.21 and tf_keras, whatever the Python
-    2.19       that version of TensorFlow alone, from 2.18 to 2.21
+    modern     TensorFlow 2.19 to 2.21 and tf_keras, whatever the Python
+    2.19       that version of TensorFlow alone, from 2.18 (up to Python 3.11) to 2.21
     nightly    last night's TensorFlow and tf_keras
 """
 
@@ -43,8 +43,8 @@ COMMON_OF_MODERN = ["numpy>=1.26", "setuptools<81", "tensorboard>=2.18"]
 STACKS = {
   "modern": [
     *COMMON_OF_MODERN,
-    "tensorflow>=2.18,<2.22",
-    "tf_keras>=2.18,<2.22",
+    "tensorflow>=2.19,<2.22",
+    "tf_keras>=2.19,<2.22",
   ],
   "nightly": [*COMMON_OF_MODERN, "tf-nightly", "tf_keras-nightly"],
   **{
@@ -144,7 +144,7 @@ setup(
     # --export_formats=onnx
     "onnx": ONNX,
     "gpu": of_stack(
-      ["tensorflow[and-cuda]>=2.15,<2.16"], ["tensorflow[and-cuda]>=2.18,<2.22"]
+      ["tensorflow[and-cuda]>=2.15,<2.16"], ["tensorflow[and-cuda]>=2.19,<2.22"]
     ),
   },
 )

@@ -216,11 +216,11 @@ class PackageTest(unittest.TestCase):
       is_classic = python in ("3.9", "3.10", "3.11")
       self.assertEqual("tensorflow<2.16,>=2.15" in names, is_classic, python)
       self.assertEqual("tensorflow-addons==0.23.0" in names, is_classic, python)
-      self.assertEqual("tensorflow<2.22,>=2.18" in names, not is_classic, python)
-      self.assertEqual("tf_keras<2.22,>=2.18" in names, not is_classic, python)
+      self.assertEqual("tensorflow<2.22,>=2.19" in names, not is_classic, python)
+      self.assertEqual("tf_keras<2.22,>=2.19" in names, not is_classic, python)
 
   def test_a_stack_that_was_chosen_holds_for_each_python(self) -> None:
-    for name, tensorflow in (("modern", "<2.22,>=2.18"), ("2.19", "==2.19.*")):
+    for name, tensorflow in (("modern", "<2.22,>=2.19"), ("2.19", "==2.19.*")):
       for python, names in self.requirements(DAT_TF_STACK=name).items():
         of_stack = {each for each in names if each.startswith(("tensorflow", "tf_"))}
         wanted = {f"tensorflow{tensorflow}", f"tf_keras{tensorflow}"}

@@ -3,7 +3,7 @@
 Two stacks are tested; the Python decides which of them `pip install .` takes:
 
     Python 3.9 to 3.11    TensorFlow 2.15 and TensorFlow Addons 0.23
-    Python 3.12, 3.13     TensorFlow 2.18 to 2.21 and tf_keras of the same minor version
+    Python 3.12, 3.13     TensorFlow 2.19 to 2.21 and tf_keras of the same minor version
 
 On both, `tf.keras` is Keras 2. From 2.16 on TensorFlow takes Keras 3 for `tf.keras`,
 which does not work under MultiWorkerMirroredStrategy, unless TF_USE_LEGACY_KERAS is set
@@ -31,6 +31,7 @@ from dat_tf.base.errors import UserError
 PYTHONS = ((3, 9), (3, 13))  # the first and the last that serve
 CLASSIC = (2, 15)  # the TensorFlow that TensorFlow Addons goes with
 MODERN = ((2, 18), (2, 21))  # the first and the last TensorFlow that is tested
+_LAST_WITH_FIRST_MODERN = (3, 11)  # Pythons that tf_keras 2.18 runs on
 
 # The names under which a TensorFlow, and a Keras 2 for it, may be installed.
 _TENSORFLOWS = (
@@ -113,6 +114,12 @@ def prepare(version_info: tuple[int, ...] = sys.version_info[:3]) -> None:
       f"TensorFlow {tensorflow} needs tf_keras of the same version, and "
       f"{'there is none' if keras is None else f'here is {keras}'}: "
       f'pip install "tf_keras=={_text(minor)}.*".'
+    )
+  if minor == MODERN[0] and tuple(version_info[:2]) > _LAST_WITH_FIRST_MODERN:
+    # It hands a float to random.randint once a seed is set.
+    raise UnsuitableStack(
+      f"tf_keras {keras} does not run on Python {_text(version_info)}: pip install "
+      '"tensorflow>=2.19,<2.22" "tf_keras>=2.19,<2.22".'
     )
   os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 

@@ -96,6 +96,13 @@ class PrepareTest(unittest.TestCase):
       installed = {"tensorflow": version, "tf_keras": version}
       self.assert_refused(installed, version, "2.15 and 2.18 to 2.21", "pip install .")
 
+  def test_tf_keras_2_18_on_later_pythons(self) -> None:
+    installed = {"tensorflow": "2.18.1", "tf_keras": "2.18.0"}
+    self.assertEqual(self.prepare(installed, "3.11.7"), "1")
+    for python in ("3.12.1", "3.13.0"):
+      advice = 'pip install "tensorflow>=2.19'
+      self.assert_refused(installed, "2.18.0", python, advice, python=python)
+
   def test_addons_beside_a_modern_tensorflow(self) -> None:
     self.assert_refused(
       {**MODERN, "tensorflow-addons": "0.23.0"},
