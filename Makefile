@@ -57,7 +57,8 @@ test-all: $(VENV)/.test ## run all tests
 
 lint: $(VENV)/.test ## check style (ruff) and types (mypy)
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy dat_tf
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy dat_tf run_dat.py tfrecords
 
 docs: $(VENV)/.docs ## build the site of docs/ into site/
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict $(ARGS)

@@ -73,7 +73,7 @@ def read_files(source: str) -> dict[str, bytes]:
       path = os.path.join(source, name)
       if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
         with explain_failed_reading(path), open_binary(path) as file:
-          files[name] = archives.read_at_most(file, _LONGEST_BATCH, path)
+          files[name] = archives.read_at_most(file.read, _LONGEST_BATCH, path)
     return files
   try:
     with open_binary(source) as file:

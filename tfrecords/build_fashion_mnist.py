@@ -73,7 +73,7 @@ def read_idx(directory: str, name: str, rank: int) -> np.ndarray:
   path = plain if os.path.exists(plain) else f"{plain}.gz"
   try:
     with open(path, "rb") if path == plain else gzip.open(path) as file:
-      content = archives.read_at_most(file, _LONGEST, path)
+      content = archives.read_at_most(file.read, _LONGEST, path)
   except FileNotFoundError:
     raise UserError(
       f"{directory} holds neither {name} nor {name}.gz: point --source at the "

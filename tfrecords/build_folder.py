@@ -39,7 +39,7 @@ from dat_tf.program.startup import run_script
 with quiet():
   import tensorflow as tf
 
-  from dat_tf.conversion import beam, writing
+  from dat_tf.conversion import beam
   from dat_tf.conversion.convert import convert, encoded_record
   from dat_tf.conversion.items import (
     Item,
@@ -48,6 +48,7 @@ with quiet():
     say_what_was_left_out,
     stratified_sample,
   )
+  from dat_tf.data import writing
 
 # What a source's folder is called, and what its files will be.
 SPLITS = {

@@ -173,7 +173,7 @@ def read_labels(path: str) -> dict[int, str]:
     UserError: The file is none of those that the head of this program lists.
   """
   with explain_failed_reading(path), open_binary(path) as file:
-    content = archives.read_at_most(file, _LONGEST_LABELS, path)
+    content = archives.read_at_most(file.read, _LONGEST_LABELS, path)
   if content.startswith(b"\x1f\x8b"):
     return labels_from_kit(path, content)
   lines = content.decode("utf-8", "replace").split("\n")

@@ -9,7 +9,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import IO, Any, NamedTuple, Optional
 
 import numpy as np
@@ -94,14 +94,14 @@ def _check_member(member: tarfile.TarInfo, tar: str) -> None:
     )
 
 
-def read_at_most(file: IO[bytes], most: int, name: str) -> bytes:
-  """All that a file holds, or gives when it is unpacked on the way.
+def read_at_most(read: Callable[[int], bytes], most: int, name: str) -> bytes:
+  """All that a file's `read` gives, of a compressed file what it is unpacked to.
 
   Raises:
     UserError: That is more than `most` bytes.
   """
   parts, size = [], 0
-  while part := file.read(_PORTION):
+  while part := read(_PORTION):
     parts.append(part)
     size += len(part)
     if size > most:

@@ -65,9 +65,9 @@ class ReadMembersTest(tf.test.TestCase, parameterized.TestCase):
       self.members(bytes(head) + bytes(1024))
 
   def test_read_at_most(self):
-    self.assertEqual(archives.read_at_most(io.BytesIO(b"12"), 2, "x"), b"12")
+    self.assertEqual(archives.read_at_most(io.BytesIO(b"12").read, 2, "x"), b"12")
     with self.assertRaisesRegex(UserError, "x holds over 1 bytes"):
-      archives.read_at_most(io.BytesIO(b"12"), 1, "x")
+      archives.read_at_most(io.BytesIO(b"12").read, 1, "x")
 
 
 class TarTest(tf.test.TestCase, parameterized.TestCase):

@@ -183,6 +183,7 @@ class DirectoryTest(tf.test.TestCase):
     os.makedirs(self.folder)
     link = f"{self.folder}-link"
     os.symlink(self.folder, link)
+    self.addCleanup(os.remove, link)
     for other in (link, os.path.relpath(self.folder), f"{self.folder}/../labels"):
       with self.assertRaisesRegex(UserError, "is where --unlabeled_data is"):
         pseudo_labeling.targets([f"{self.folder}/u-0"], other)
