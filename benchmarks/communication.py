@@ -65,6 +65,7 @@ with quiet():
   from dat_tf.models import make_model
   from dat_tf.optimizers import make_optimizer
   from dat_tf.workers import cluster as cluster_lib
+  from dat_tf.workers import joined
 
 import common
 import network
@@ -188,8 +189,9 @@ def work(directory: str, rate: str) -> None:
   """A worker's part: times all methods in turns and writes what it measured."""
   tf.get_logger().setLevel("ERROR")  # it takes the methods' graphs for one built anew
   cluster = cluster_lib.Cluster.from_environment()
-  options = cluster_lib.communication_options("auto", _BYTES_PER_PACK.value, 0.0)
-  strategy = cluster_lib.make_strategy(cluster, options)
+  options = joined.communication_options("auto", _BYTES_PER_PACK.value, 0.0)
+  workers = joined.join(cluster, options)
+  strategy = workers.strategy
   tf.random.set_seed(cluster.index)
   all_reduces = [METHODS[name](options) for name in methods()]
   runs = [reductions(strategy, all_reduces)]
@@ -198,17 +200,14 @@ def work(directory: str, rate: str) -> None:
   # The first round builds the graphs.
   samples = np.zeros([1 + _ROUNDS.value, len(runs), len(all_reduces), len(FIGURES)])
 
-  def barrier() -> None:
-    cluster_lib.all_workers_max(strategy, 0)
-
   turns = list(np.ndindex(*samples.shape[:-1]))
   for turn in tqdm.tqdm(turns, desc=rate, disable=not cluster.is_chief):
     run = runs[turn[1]][turn[2]]
-    barrier()
+    workers.wait()
     sent, started = network.bytes_sent(), time.perf_counter()
     told = run()
     seconds = time.perf_counter() - started
-    barrier()
+    workers.wait()
     parts = [float(told.get(name, 0.0)) for name in PARTS.values()]
     samples[turn] = [1e3 * seconds, network.bytes_sent() - sent, *parts]
   np.save(f"{directory}/{cluster.index}.npy", samples[1:])

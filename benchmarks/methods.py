@@ -25,6 +25,7 @@ JSON keys, METHOD a flagfile's name:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -42,7 +43,7 @@ with quiet():
   import tensorflow as tf
 
   from dat_tf import config as config_lib
-  from dat_tf.program.run import Run
+  from dat_tf.program.run import opened
   from dat_tf.workers.cluster import Cluster
 
 import common
@@ -115,14 +116,16 @@ def _settings(name: str) -> list[str]:
   ]
 
 
-def turns_of(name: str) -> Callable[[], float]:
+def turns_of(name: str, open_runs: contextlib.ExitStack) -> Callable[[], float]:
   """Builds a method's training; what it returns gives the seconds of a step."""
   config = config_lib.parse(["methods", *_settings(name)])
-  run = Run(config, Cluster())
-  step = run.model.make_train_function()
+  run = open_runs.enter_context(opened(config, Cluster()))
+  assert run.trainee is not None
+  model = run.trainee.model
+  step = model.make_train_function()
   last = config.epochs - 1
   # Some attacks grow from step to step.
-  run.model.optimizer.iterations.assign(last * run.inputs.steps_per_epoch)
+  model.optimizer.iterations.assign(last * run.inputs.steps_per_epoch)
   batches = iter(run.distribute(run.inputs.training_batches(last)))
 
   def turn() -> float:
@@ -138,14 +141,15 @@ def turns_of(name: str) -> Callable[[], float]:
 
 def step_times(names: list[str]) -> dict[str, np.ndarray]:
   """Seconds of a step of each method, and of `at`, in each round."""
-  turns = {
-    name: turns_of(name)
-    for name in tqdm.tqdm(dict.fromkeys([*names, "at"]), desc="compiling")
-  }
-  rounds = [
-    {name: turn() for name, turn in turns.items()}
-    for _ in tqdm.trange(_ROUNDS.value, desc="rounds")
-  ]
+  with contextlib.ExitStack() as open_runs:
+    turns = {
+      name: turns_of(name, open_runs)
+      for name in tqdm.tqdm(dict.fromkeys([*names, "at"]), desc="compiling")
+    }
+    rounds = [
+      {name: turn() for name, turn in turns.items()}
+      for _ in tqdm.trange(_ROUNDS.value, desc="rounds")
+    ]
   return {name: np.array([each[name] for each in rounds]) for name in turns}
 
 

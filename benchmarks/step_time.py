@@ -21,6 +21,7 @@ JSON keys:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -43,7 +44,7 @@ with quiet():
   from dat_tf.monitoring import Progress
   from dat_tf.optimizers import make_optimizer
   from dat_tf.program import training
-  from dat_tf.program.run import Run
+  from dat_tf.program.run import Run, opened
   from dat_tf.workers.cluster import Cluster
 
 import common
@@ -110,17 +111,17 @@ class _Timer(keras.callbacks.Callback):
     self.seconds = now - self.started
 
 
-def trainer_loop(
+def settings_of_trainer(
   model: str, images: np.ndarray, labels: np.ndarray, batch: int, directory: str
-) -> Callable[[int], float]:
-  """Builds the trainer; what it returns takes so many steps and gives the seconds."""
+) -> config_lib.Settings:
+  """Writes the images; the settings that train on them."""
   writing.write_shards(
     map(writing.image_example, (255 * images).astype(np.uint8), labels),
     directory,
     "train",
     4,
   )
-  config = config_lib.parse(
+  return config_lib.parse(
     [
       "step_time",
       f"--model_dir={directory}/run",
@@ -135,7 +136,12 @@ def trainer_loop(
       "--epochs=1000",
     ]
   )
-  run = Run(config, Cluster())
+
+
+def trainer_loop(run: Run) -> Callable[[int], float]:
+  """What it returns takes so many steps of the trainer and gives the seconds."""
+  trainee = run.trainee
+  assert trainee is not None
   timer = _Timer()
   assert run.inputs.train is not None
   progress = Progress(1000 * run.inputs.train.steps)
@@ -143,13 +149,13 @@ def trainer_loop(
 
   def steps_of_fit(steps: int) -> float:
     nonlocal epoch
-    run.model.fit(
+    trainee.model.fit(
       run.distribute(run.inputs.training_batches(epoch)),
       initial_epoch=epoch,
       epochs=epoch + 1,
       steps_per_epoch=steps + 1,
       # TensorBoard's are for one training each.
-      callbacks=[timer, *training.watchers(run), progress],
+      callbacks=[timer, *training.watchers(run, trainee), progress],
       verbose=0,
     )
     epoch += 1
@@ -165,9 +171,11 @@ def main(argv: list[str]) -> None:
   for suffix, (model, shape, batch, steps) in CASES.items():
     images = rng.uniform(size=(max(batch * 8, 1024), *shape)).astype(np.float32)
     labels = rng.integers(0, 10, size=len(images))
-    with tempfile.TemporaryDirectory() as directory:
+    with contextlib.ExitStack() as stack:
+      directory = stack.enter_context(tempfile.TemporaryDirectory())
+      config = settings_of_trainer(model, images, labels, batch, directory)
       loops = {
-        "trainer": trainer_loop(model, images, labels, batch, directory),
+        "trainer": trainer_loop(stack.enter_context(opened(config, Cluster()))),
         "bare": bare_loop(model, images, labels, batch),
       }
       for loop in loops.values():

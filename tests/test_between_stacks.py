@@ -30,21 +30,21 @@ import numpy as np
 from dat_tf import config as config_lib
 from dat_tf.workers.cluster import Cluster
 from dat_tf.compat import local_value
-from dat_tf.program.run import Run
+from dat_tf.program.run import opened
 
 path, *flags = sys.argv[1:]
 cluster = Cluster.from_environment()
-run = Run(config_lib.parse(["run_dat.py", *flags]), cluster)
-with run.claimed():
-  assert run.restored_epochs() == 1
-optimizer, classifier = run.model.optimizer, run.model.classifier
+with opened(config_lib.parse(["run_dat.py", *flags]), cluster) as run:
+  assert run.trainee.restored_epochs() == 1
+model = run.trainee.model
+optimizer, classifier = model.optimizer, model.classifier
 values = {f"weight{i}": v for i, v in enumerate(classifier.weights)}
 for i, variable in enumerate(classifier.trainable_variables):
   for name in ("m", "v"):
     values[f"{name}{i}"] = optimizer.get_slot(variable, name)
 values["iterations"] = optimizer.iterations
 arrays = {name: local_value(v).numpy() for name, v in values.items()}
-residuals = run.model.all_reduce.residual
+residuals = model.all_reduce.residual
 arrays.update({f"residual{i}": local_value(v).numpy() for i, v in enumerate(residuals)})
 if cluster.is_chief:
   np.savez(path, **arrays)

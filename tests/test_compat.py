@@ -64,10 +64,11 @@ def _heartbeat():
   """What a worker's coordination service was told."""
   from tensorflow.python.eager import context
 
-  from dat_tf.workers import cluster as cluster_lib
+  from dat_tf.workers import joined
+  from dat_tf.workers.cluster import Cluster
 
-  options = cluster_lib.communication_options("ring", 0, 60)
-  cluster_lib.make_strategy(cluster_lib.Cluster.from_environment(), options)
+  options = joined.communication_options("ring", 0, 60)
+  joined.join(Cluster.from_environment(), options)
   service = context.context().coordination_service
   return service.heartbeat_timeout_in_ms, [
     (job.name, job.num_tasks) for job in service.coordinated_job_list

@@ -22,18 +22,18 @@ from dat_tf.objectives import CleanTraining
 from dat_tf.optimizers import LAMB
 from dat_tf.program import evaluating, training
 from dat_tf.program.checkpointing import Checkpoints
-from dat_tf.program.run import Run
-from dat_tf.workers import cluster as cluster_lib
+from dat_tf.program.run import opened
+from dat_tf.workers import joined
+from dat_tf.workers.cluster import Cluster
 from workers import run_workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, BATCH, CLIP_NORM = 5, 64, 0.05
 
 
-def _strategy():
-  cluster = cluster_lib.Cluster.from_environment()
-  options = cluster_lib.communication_options("ring", 0, 60)
-  return cluster, cluster_lib.make_strategy(cluster, options)
+def _workers():
+  options = joined.communication_options("ring", 0, 60)
+  return joined.join(Cluster.from_environment(), options)
 
 
 def _network_without_batch_norm():
@@ -178,7 +178,8 @@ def _run_example(strategy):
 
 
 def _in_two_workers():
-  cluster, strategy = _strategy()
+  workers = _workers()
+  cluster, strategy = workers.cluster, workers.strategy
   return {
     "same_images": _train_on_the_same_images(cluster.index, 2, strategy),
     "once_more": _train_on_the_same_images(cluster.index, 2, strategy),
@@ -190,23 +191,23 @@ def _in_two_workers():
 
 def _run_on_records(*flags):
   """A whole run, as run_dat.py does it; returns what this worker is left with."""
-  cluster = cluster_lib.Cluster.from_environment()
+  cluster = Cluster.from_environment()
   flags = [flag.replace("WORKER", str(cluster.index)) for flag in flags]
   config = config_lib.parse(["run_dat.py", *flags])
-  run = Run(config, cluster)
-  with run.claimed():
-    training.train(run)
-    evaluating.evaluate(run)
-  return {
-    "steps": run.inputs.train.steps,
-    "weights": [v.numpy() for v in run.model.classifier.trainable_variables],
-    "figures": run.model.evaluate(
-      run.distribute(run.inputs.evaluation_batches(run.inputs.test)),
-      steps=run.inputs.test.steps,
-      return_dict=True,
-      verbose=0,
-    ),
-  }
+  with opened(config, cluster) as run:
+    training.train(run, run.trainee)
+    evaluating.evaluate(run, run.trainee)
+    model, test = run.trainee.model, run.inputs.test
+    return {
+      "steps": run.inputs.train.steps,
+      "weights": [v.numpy() for v in model.classifier.trainable_variables],
+      "figures": model.evaluate(
+        run.distribute(run.inputs.evaluation_batches(test)),
+        steps=test.steps,
+        return_dict=True,
+        verbose=0,
+      ),
+    }
 
 
 def _write(directory, name, sizes):
@@ -296,13 +297,14 @@ class TwoWorkersTest(tf.test.TestCase):
 
 def _freeze_one():
   """Worker 1 stands still for longer than TensorFlow's own heartbeat would bear."""
-  cluster, strategy = _strategy()
-  cluster_lib.all_workers_max(strategy, 0)
-  if cluster.index:
+  workers = _workers()
+  workers.wait()
+  index = workers.cluster.index
+  if index:
     pid = os.getpid()
     subprocess.Popen(["sh", "-c", f"kill -STOP {pid}; sleep 15; kill -CONT {pid}"])
     time.sleep(1)
-  return cluster_lib.all_workers_max(strategy, cluster.index)
+  return workers.largest(index)
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from dat_tf.communication.all_reduce import AllReduce
-from dat_tf.workers.cluster import all_workers_max
+from dat_tf.workers.joined import Workers
 
 _ROUNDS = 5
 
@@ -17,7 +17,7 @@ _ROUNDS = 5
 def milliseconds(
   candidates: Mapping[str, AllReduce],
   variables: Sequence[tf.Variable],
-  strategy: tf.distribute.Strategy,
+  workers: Workers,
 ) -> dict[str, float]:
   """Times all-reduces on gradients of these variables' shapes, in turns.
 
@@ -26,7 +26,7 @@ def milliseconds(
   Args:
     candidates: by name.
     variables: what is trained.
-    strategy: of all workers.
+    workers: who train it.
 
   Returns:
     By name, the median time of a call, on the slowest worker.
@@ -42,7 +42,7 @@ def milliseconds(
         own = [tf.identity(tensor) for tensor in tensors]
         return all_reduce(own, names, tf.constant(0))[0]
 
-      return strategy.run(in_replica)
+      return workers.strategy.run(in_replica)
 
     return reduce
 
@@ -51,11 +51,11 @@ def milliseconds(
   for round_number in range(_ROUNDS + 1):
     for name, function in functions.items():
       started = time.perf_counter()
-      results = strategy.experimental_local_results(function(zeros)[0])
+      results = workers.strategy.experimental_local_results(function(zeros)[0])
       _ = [result.numpy() for result in results]  # waits for them
       if round_number:  # the first one builds the graph
         seconds[name].append(time.perf_counter() - started)
   return {
-    name: all_workers_max(strategy, round(1e9 * statistics.median(values))) / 1e6
+    name: workers.largest(round(1e9 * statistics.median(values))) / 1e6
     for name, values in seconds.items()
   }

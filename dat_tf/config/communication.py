@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
   from dat_tf.communication import AllReduce
   from dat_tf.config.settings import Settings
+  from dat_tf.workers.joined import Workers
 
 _EXACT = ("full_precision_below", "full_precision_names")
 _CODES = ("bits", "bucket_size", "quantization_scale", *_EXACT)
@@ -102,8 +103,7 @@ class CommunicationSettings:
 def make_all_reduce(
   settings: Settings,
   variables: Sequence[tf.Variable],
-  strategy: tf.distribute.Strategy,
-  options: tf.distribute.experimental.CommunicationOptions,
+  workers: Workers,
 ) -> AllReduce:
   """What averages the gradients of these variables. All workers must call it."""
   import tensorflow as tf
@@ -112,6 +112,7 @@ def make_all_reduce(
   from dat_tf.communication import choice as fastest_of
   from dat_tf.communication import quantizers
 
+  options = workers.options
   plain = communication.MeanAllReduce(options)
   if settings.all_reduce == "fp32":
     return plain
@@ -135,14 +136,14 @@ def make_all_reduce(
     full_precision=full_precision,
     seed=settings.seed,
   )
-  with strategy.scope():
+  with workers.strategy.scope():
     quantized.build([v.shape for v in variables], [v.name for v in variables])
   if settings.all_reduce != "auto":
     return quantized
   candidates: dict[str, AllReduce] = {"fp32": plain, "two_sided": quantized}
-  times = fastest_of.milliseconds(candidates, variables, strategy)
+  times = fastest_of.milliseconds(candidates, variables, workers)
   fastest = min(times, key=times.__getitem__)
-  if strategy.extended.should_checkpoint:  # the chief
+  if workers.is_chief:
     figures = ", ".join(f"{name} {time:.3g} ms" for name, time in times.items())
     print(f"--all_reduce=auto: {figures} a step; {fastest} it is.", flush=True)
   return candidates[fastest]

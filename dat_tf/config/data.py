@@ -134,7 +134,7 @@ def contradictions(settings: Settings) -> Refusals:
   )
   yield from (
     (
-      settings.mode.startswith("train")
+      settings.trains
       and not settings.unlabeled_data
       and getattr(settings, name) != default,
       f"--{name} plays no part without --unlabeled_data: name it, or drop --{name}.",

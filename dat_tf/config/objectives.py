@@ -403,7 +403,7 @@ def contradictions(settings: Settings) -> Refusals:
     "--jit_compile cannot compile --weight_perturbation, which moves each replica's "
     "weights: drop one of them.",
   )
-  semi_supervised = settings.unlabeled_data and settings.mode.startswith("train")
+  semi_supervised = settings.unlabeled_data and settings.trains
   yield (
     semi_supervised and (objective.name != "at" or settings.gradient_alignment),
     "--unlabeled_data goes with --objective=at alone: images without labels need the "

@@ -163,11 +163,10 @@ class ReportSettings:
 
 def contradictions(settings: Settings) -> Refusals:
   """What does not go together, see `refusals`."""
-  training = settings.mode in ("train", "train_and_evaluate")
   evaluating = settings.mode in ("evaluate", "train_and_evaluate")
   yield not settings.model_dir, "--model_dir is required: where the run writes."
   yield (
-    settings.overwrite and not training,
+    settings.overwrite and not settings.trains,
     "--overwrite goes with --mode=train or train_and_evaluate: it begins anew.",
   )
   yield (
@@ -176,14 +175,14 @@ def contradictions(settings: Settings) -> Refusals:
     "another --model_dir.",
   )
   yield (
-    training and not settings.train_data,
+    settings.trains and not settings.train_data,
     f"--train_data is required by --mode={settings.mode}: TFRecords to train on.",
   )
   yield (
     not settings.test_data
     and (
       evaluating
-      or (training and settings.evaluate_every and not settings.validation_data)
+      or (settings.trains and settings.evaluate_every and not settings.validation_data)
     ),
     "--test_data is required: TFRecords to evaluate on.",
   )

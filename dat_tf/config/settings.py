@@ -57,6 +57,11 @@ class Settings(
     return RunDirectory(self.model_dir)
 
   @property
+  def trains(self) -> bool:
+    """Whether the run's mode trains."""
+    return self.mode in ("train", "train_and_evaluate")
+
+  @property
   def certifies(self) -> bool:
     """Whether what is trained can be certified."""
     return objectives.training_objective(self.objective).certified
@@ -174,7 +179,7 @@ def check_against_saved(settings: Settings) -> bool:
   free = set(MAY_CHANGE)
   if settings.data_is_local:  # another pattern on each worker
     free |= _OWN_DATA
-  if not settings.mode.startswith("train"):  # what is labelled now is not trained on
+  if not settings.trains:  # what is labelled now is not trained on
     free |= {"unlabeled_data"}
   free |= idle(settings).names & idle(saved).names
   for name in sorted(declarations(Settings).keys() - free):

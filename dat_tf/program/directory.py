@@ -15,23 +15,66 @@ It holds
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable, Iterator
+from typing import Optional
 
 import tensorflow as tf
 
 from dat_tf import config as config_lib
 from dat_tf.base import files
+from dat_tf.base.errors import UserError
 from dat_tf.evaluation import outcomes
 from dat_tf.monitoring import read_results
 from dat_tf.program import checkpointing, exporting
 from dat_tf.program.locking import Lock
+from dat_tf.workers.joined import Workers
 
 _WRITTEN = re.compile(
   r"config\.flags|checkpoints|best|export|logs|results(_\d+)?\.json|evaluation|report"
   r"|report\.html|" + "|".join(map(re.escape, exporting.FORMATS.values()))
 )
 _RESULTS = re.compile(r"results(_\d+)?\.json")
+
+
+@contextlib.contextmanager
+def claimed(
+  config: config_lib.Settings, workers: Workers
+) -> Iterator[Callable[[], None]]:
+  """While it lasts no other run writes in the directory.
+
+  Yields:
+    A function that raises UserError if the directory was removed, or is another run's
+    by now.
+
+  Raises:
+    UserError: another run writes there; or it was written with other settings, is
+      damaged, or cannot be written.
+  """
+  lock: Optional[Lock] = None
+  message = ""
+  # To label images, weights are only read.
+  if workers.is_chief and config.mode != "pseudo_label":
+    try:
+      lock = claim(config)
+    except UserError as error:
+      message = str(error)
+  check_claim = lock.check if lock else lambda: None
+  try:
+    # The others look at the directory only now.
+    message = workers.texts(message)[0]
+    if message:
+      raise UserError(message)
+    check(config, warn=workers.is_chief)
+    yield check_claim
+  except (OSError, tf.errors.OpError):
+    check_claim()  # a directory that is gone explains any of them
+    raise
+  finally:
+    if lock:
+      lock.release()
 
 
 def claim(config: config_lib.Settings) -> Lock:

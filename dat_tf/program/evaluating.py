@@ -19,24 +19,30 @@ from dat_tf.monitoring import Progress, read_results
 from dat_tf.objectives import is_certified
 from dat_tf.program import checkpointing
 from dat_tf.program.run import Run
+from dat_tf.program.trainee import Trainee
 
 # Images on which a model is tried with pixels in other ranges.
 _LARGEST_TRIAL = 200
 
 
-def evaluate(run: Run) -> None:
-  """Measures clean and robust accuracy, each test image counted once."""
-  if run.config.attacks:
-    attack(run)
+def evaluate(run: Run, trainee: Optional[Trainee]) -> None:
+  """Measures clean and robust accuracy, each test image counted once.
+
+  Args:
+    run: of which --attacks say how, if any are named.
+    trainee: what is evaluated; None for the model of --model_path.
+  """
+  if run.config.attacks or trainee is None:  # that model always by name
+    attack(run, trainee)
     return
   source = run.inputs.test
   assert source is not None
   progress = Progress(source.steps)
   with run.explained_errors(), contextlib.closing(progress):
-    figures = run.model.evaluate(
+    figures = trainee.model.evaluate(
       run.distribute(run.inputs.evaluation_batches(source)),
       steps=source.steps,
-      callbacks=[run.watchdog, *([progress] if run.cluster.is_chief else [])],
+      callbacks=[run.watchdog, *([progress] if run.workers.is_chief else [])],
       verbose=0,
       return_dict=True,
     )
@@ -54,8 +60,8 @@ def evaluate(run: Run) -> None:
     )
   robust = {f"pgd-{run.config.evaluation_attack_steps}": figures["robust_accuracy"]}
   with run.explained_errors(whole.paths):
-    work = _survey(run, whole)
-    if run.cluster.is_chief:
+    work = _survey(run, whole, trainee)
+    if run.workers.is_chief:
       robust |= _measured_by_example(work, robust, int(figures["examples"]))
       names = _write_accuracies(
         run,
@@ -67,29 +73,29 @@ def evaluate(run: Run) -> None:
       )
       probes = work.probe(run.config.probe_images)
       checks.show(_write_warnings(run, work, names, probes))
-    run.wait_for_all()  # a worker that ends takes the cluster with it
+    run.workers.wait()  # a worker that ends takes the cluster with it
 
 
-def attack(run: Run) -> None:
+def attack(run: Run, trainee: Optional[Trainee]) -> None:
   """Measures robust accuracy under each of --attacks, example by example."""
-  cluster, whole = run.cluster, _whole(run.config)
+  workers, whole = run.workers, _whole(run.config)
   # All workers read all files, and any may meet a bad record.
   with run.explained_errors(whole.paths):
-    work = _survey(run, whole)
-    probes = work.probe(run.config.probe_images) if cluster.is_chief else {}
-    certified = _certified(run, work) if cluster.is_chief else None
+    work = _survey(run, whole, trainee)
+    probes = work.probe(run.config.probe_images) if workers.is_chief else {}
+    certified = _certified(run, work, trainee) if workers.is_chief else None
     warnings: checks.Warnings = []
     for name in dict.fromkeys(run.config.attacks):
       progress = Progress(work.steps(name))
       with contextlib.closing(progress):
-        if cluster.is_chief:
+        if workers.is_chief:
           progress.on_test_begin()
           work.attack(name, functools.partial(progress.on_test_batch_end, 0))
           progress.on_test_end()
         else:
           work.attack(name)
-      run.wait_for_all()
-      if cluster.is_chief:
+      run.workers.wait()
+      if workers.is_chief:
         rows = work.merge(name)
         standard = float((rows["prediction"] == rows["label"]).mean())
         robust = float(outcomes.robust(rows).mean())
@@ -114,9 +120,9 @@ def _whole(config: config_lib.Settings) -> shards.Shard:
   )
 
 
-def _survey(run: Run, whole: shards.Shard) -> Survey:
+def _survey(run: Run, whole: shards.Shard, trainee: Optional[Trainee]) -> Survey:
   """This worker's part of the attacks."""
-  config, cluster, source = run.config, run.cluster, run.inputs.test
+  config, cluster, source = run.config, run.workers.cluster, run.inputs.test
   assert source is not None
 
   def batches(shard: shards.Shard, batch_size: int) -> tf.data.Dataset:
@@ -132,7 +138,8 @@ def _survey(run: Run, whole: shards.Shard) -> Survey:
     batches,
     run.inference_batch_size,
   )
-  if config.model_path:
+  if trainee is None:
+    assert config.model_path is not None
     model = UserModel(
       config.model_path,
       config.input_range,
@@ -150,11 +157,11 @@ def _survey(run: Run, whole: shards.Shard) -> Survey:
     classifier: Any = model
     weights = files.fingerprint(config.model_path)
   else:
-    run.copy_final_weights()
-    classifier = functools.partial(run.plain, training=False)
-    weights = checkpointing.fingerprint(run.plain)
+    trainee.copy_final_weights()
+    classifier = functools.partial(trainee.plain, training=False)
+    weights = checkpointing.fingerprint(trainee.plain)
   source_model = _source(config, data)
-  if config.model_path and cluster.is_chief:  # now that all mistakes are seen
+  if trainee is None and cluster.is_chief:  # now that all mistakes are seen
     config_lib.save(config)
   files_read = [
     [os.path.basename(path), files.fingerprint(path)] for path in whole.paths
@@ -228,11 +235,11 @@ def _measured_by_example(
   return stronger
 
 
-def _certified(run: Run, work: Survey) -> Optional[float]:
+def _certified(run: Run, work: Survey, trainee: Optional[Trainee]) -> Optional[float]:
   """The share that training's bounds certify; None after training without any."""
-  if not run.config.certifies or run.config.model_path:
+  if not run.config.certifies or trainee is None:
     return None
-  certify = tf.function(functools.partial(is_certified, run.plain))
+  certify = tf.function(functools.partial(is_certified, trainee.plain))
   count = sum(
     tf.math.count_nonzero(
       certify(batch["image"], batch["label"], run.config.epsilon)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -13,26 +12,8 @@ import tensorflow as tf
 from dat_tf import config as config_lib
 from dat_tf.base.errors import UserError
 from dat_tf.data import augment, comparison, mixture, pipeline, records, shards
-from dat_tf.workers import cluster as cluster_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """One worker's share of some TFRecords.
-
-  Attributes:
-    shard: the records of this worker.
-    form: their form.
-    image_shape: (height, width, channels) of the images in its batches.
-    stored_shape: that of the images in the files, with None for what may be any.
-    steps: global batches in one pass, the same on all workers.
-  """
-
-  shard: shards.Shard
-  form: records.RecordForm
-  image_shape: tuple[int, ...]
-  stored_shape: tuple[Optional[int], ...]
-  steps: int
+from dat_tf.data.source import Source, open_source
+from dat_tf.workers.joined import Workers
 
 
 class Inputs:
@@ -46,28 +27,21 @@ class Inputs:
       none.
   """
 
-  def __init__(
-    self,
-    config: config_lib.Settings,
-    cluster: cluster_lib.Cluster,
-    strategy: tf.distribute.Strategy,
-  ):
+  def __init__(self, config: config_lib.Settings, workers: Workers):
     """Opens the files; a collective.
 
     Raises:
       UserError: files are missing or damaged, or do not go together.
     """
-    self._config, self._cluster, self._strategy = config, cluster, strategy
-    self._replicas = strategy.num_replicas_in_sync
+    self._config, self._workers = config, workers
     first_label = None if config.first_label == "auto" else int(config.first_label)
     self.reading: dict[str, Any] = {
       "num_classes": config.num_classes,
       "first_label": first_label,
     }
-    per_replica = config.global_batch_size // self._replicas
-    training = config.mode.startswith("train")
+    per_replica = config.global_batch_size // workers.num_replicas
     unlabeled = 0
-    if training and config.unlabeled_data:
+    if config.trains and config.unlabeled_data:
       unlabeled = round(config.unlabeled_fraction * per_replica)
       if not 0 < unlabeled < per_replica:
         raise UserError(
@@ -76,17 +50,30 @@ class Inputs:
           "another, or a larger --global_batch_size."
         )
     self._batch_sizes = per_replica - unlabeled, unlabeled
+    opened = functools.partial(
+      open_source,
+      workers=workers,
+      batch_size=per_replica,
+      image_size=config.image_size,
+      in_color=config.channels == "3",
+      skip_bad_records=config.skip_bad_records > 0,
+    )
     local = config.data_is_local
     self.train = self.test = self.validation = self.unlabeled = None
-    if training:
-      self.train = self._open(config.train_data, self._batch_sizes[0], local)
+    if config.trains:
+      self.train = opened(
+        config.train_data, batch_size=self._batch_sizes[0], is_local=local
+      )
     if config.test_data and config.mode != "pseudo_label":
-      self.test = self._open(config.test_data, per_replica)
-    if training and config.evaluate_every and config.validation_data:
-      self.validation = self._open(config.validation_data, per_replica)
+      self.test = opened(config.test_data)
+    if config.trains and config.evaluate_every and config.validation_data:
+      self.validation = opened(config.validation_data)
     if unlabeled or config.mode == "pseudo_label":
-      self.unlabeled = self._open(
-        config.unlabeled_data, unlabeled or per_replica, local, needs_label=False
+      self.unlabeled = opened(
+        config.unlabeled_data,
+        batch_size=unlabeled or per_replica,
+        is_local=local,
+        needs_label=False,
       )
       self._check_pseudo_labels()
     self._agree_on_channels()
@@ -109,12 +96,7 @@ class Inputs:
     for name in ("train", "test", "validation", "unlabeled"):
       source = getattr(self, name)
       if source is not None:
-        shapes = source.image_shape, source.stored_shape
-        image_shape, stored_shape = ((*shape[:-1], 3) for shape in shapes)
-        source = dataclasses.replace(
-          source, image_shape=image_shape, stored_shape=stored_shape
-        )
-        setattr(self, name, source)
+        setattr(self, name, source.in_color())
 
   @property
   def _sources(self) -> list[Source]:
@@ -130,42 +112,6 @@ class Inputs:
   def _replays(self) -> int:
     """How often each batch is trained on."""
     return self._config.attack_steps if self._config.attack == "free" else 1
-
-  def _open(
-    self,
-    pattern: str,
-    batch_size: int,
-    is_local: bool = False,
-    needs_label: bool = True,
-  ) -> Source:
-    config, cluster = self._config, self._cluster
-    skip = config.skip_bad_records > 0
-    paths = records.match_files(pattern)
-    if cluster.num_workers > 1 and not is_local:
-      self._check_same_files(pattern, paths)
-    shard = shards.shard_files(
-      paths, cluster.index, cluster.num_workers, is_local, skip
-    )
-    form = records.detect_form(paths[0], needs_label, skip)
-    *size, channels = records.first_image_shape(paths[0], form, skip)
-    shape = (*size, 3 if config.channels == "3" else channels)
-    stored_shape: tuple[Optional[int], ...] = shape
-    if config.image_size:
-      shape = config.image_size, config.image_size, shape[-1]
-      stored_shape = None, None, shape[-1]
-    batches = pipeline.batches_per_epoch(shard.num_examples, batch_size)
-    local_replicas = self._replicas // cluster.num_workers
-    steps = cluster_lib.all_workers_max(self._strategy, -(-batches // local_replicas))
-    return Source(shard, form, shape, stored_shape, steps)
-
-  def _check_same_files(self, pattern: str, paths: list[str]) -> None:
-    """Makes sure that all workers see the same files; a collective."""
-    text = comparison.describe(paths)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    if len(set(cluster_lib.all_workers_texts(self._strategy, fingerprint))) > 1:
-      # Only now, since of many files it is long.
-      texts = cluster_lib.all_workers_texts(self._strategy, text)
-      comparison.check_same(texts, pattern)
 
   def warning(self) -> Optional[str]:
     """What is doubtful about the files to train and to test on; None if nothing is."""
@@ -195,10 +141,10 @@ class Inputs:
   def _check_bad_records(self) -> None:
     """Reports the records that are left out; ends the run if they are too many."""
     mine = [bad for source in self._sources for bad in source.shard.bad_records]
-    texts = cluster_lib.all_workers_texts(self._strategy, json.dumps(mine))
+    texts = self._workers.texts(json.dumps(mine))
     bad_records = [bad for text in texts for bad in json.loads(text)]
     shards.check_bad_records(bad_records, self._config.skip_bad_records)
-    if self._cluster.is_chief:
+    if self._workers.is_chief:
       for bad in bad_records:
         print(f"Left out: {bad}", flush=True)
 
@@ -208,7 +154,7 @@ class Inputs:
     assert source is not None
     augmentation = config_lib.make_augmentation(config)
     common = {
-      "batches_per_epoch": source.steps * self._replicas // self._cluster.num_workers,
+      "batches_per_epoch": source.steps * self._workers.num_local_replicas,
       "first_epoch": first_epoch,
       "last_epoch": config.epochs,
       "shuffle_buffer": config.shuffle_buffer,
@@ -236,13 +182,14 @@ class Inputs:
   ) -> tf.data.Dataset:
     """Batches of one pass, for a replica of this worker or of another size."""
     examples = source.steps * self._config.global_batch_size
-    batch_size = batch_size or self._config.global_batch_size // self._replicas
+    workers = self._workers
+    batch_size = batch_size or self._config.global_batch_size // workers.num_replicas
     return pipeline.evaluation_dataset(
       source.shard,
       self.reading_of(source, config_lib.make_crop(self._config)),
       batch_size=batch_size,
       batches_per_epoch=pipeline.batches_per_epoch(
-        examples // self._cluster.num_workers, batch_size
+        examples // workers.cluster.num_workers, batch_size
       ),
     )
 

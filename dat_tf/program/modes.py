@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from typing import Optional
 
 import tensorflow as tf
 
@@ -22,9 +23,10 @@ from dat_tf.program import (
   pseudo_labeling,
   training,
 )
-from dat_tf.program.run import Run
-from dat_tf.workers import cluster as cluster_lib
+from dat_tf.program.run import Run, opened
+from dat_tf.program.trainee import Trainee
 from dat_tf.workers import peers
+from dat_tf.workers.cluster import Cluster
 
 # What collectives raise on a worker whose peer has ended, frozen or vanished.
 _LOST_WORKER = (
@@ -35,7 +37,7 @@ _LOST_WORKER = (
 )
 
 
-def run(config: config_lib.Settings, cluster: cluster_lib.Cluster) -> None:
+def run(config: config_lib.Settings, cluster: Cluster) -> None:
   """Does what `config.mode` says, as one of the workers of `cluster`.
 
   Raises:
@@ -51,12 +53,12 @@ def run(config: config_lib.Settings, cluster: cluster_lib.Cluster) -> None:
     stand_in = tf.identity if config.source_model_path else None
     make_attacks(name, config_lib.make_ball(config), source=stand_in)
   try:
-    this = Run(config, cluster)
-    with this.claimed():
-      for step in _STEPS[config.mode]:
-        step(this)
-      this.lookout.stop()
-      this.wait_for_all()
+    with opened(config, cluster) as this:
+      if this.trainee is None:
+        _evaluate(this, None)
+      else:
+        for step in _STEPS[config.mode]:
+          step(this, this.trainee)
   except _LOST_WORKER as error:
     if cluster.num_workers == 1:
       raise
@@ -71,15 +73,15 @@ def run(config: config_lib.Settings, cluster: cluster_lib.Cluster) -> None:
     ) from None
 
 
-def _restore(run: Run) -> None:
-  if not run.config.model_path:  # that model is evaluated, and no other
-    run.restore()
+def _restore(run: Run, trainee: Trainee) -> None:
+  trainee.restore()
 
 
-def _evaluate(run: Run) -> None:
+def _evaluate(run: Run, trainee: Optional[Trainee]) -> None:
+  """Evaluates what was trained, or without it the model of --model_path."""
   config = run.config
-  evaluating.evaluate(run)
-  if run.cluster.is_chief:
+  evaluating.evaluate(run, trainee)
+  if run.workers.is_chief:
     log_evaluation(
       config.directory.logs,
       dataclasses.asdict(config),
@@ -89,13 +91,15 @@ def _evaluate(run: Run) -> None:
     _report(config)
 
 
-def _export(run: Run) -> None:
-  run.export()
-  if run.cluster.is_chief:
-    path = run.config.directory.export
-    print(f"{path}: the classifier, written anew.", flush=True)
-  if run.config.export_formats:
-    run.export_formats()
+def _export(run: Run, trainee: Trainee) -> None:
+  config = run.config
+  trainee.export()
+  if run.workers.is_chief:
+    print(f"{config.directory.export}: the classifier, written anew.", flush=True)
+    for path in exporting.export_formats(
+      trainee.plain, config.model_dir, config.export_formats
+    ):
+      print(f"{path}: gives the same logits.", flush=True)
 
 
 def _report(config: config_lib.Settings) -> None:
@@ -103,12 +107,12 @@ def _report(config: config_lib.Settings) -> None:
   print(f"{path}: what was measured, to look at.", flush=True)
 
 
-def _pseudo_label(run: Run) -> None:
+def _pseudo_label(run: Run, trainee: Trainee) -> None:
   """Labels this worker's part of the files of --unlabeled_data."""
   config, source = run.config, run.inputs.unlabeled
   assert source is not None
-  run.copy_final_weights()
-  classify = tf.function(lambda images: run.plain(images, training=False))
+  trainee.copy_final_weights()
+  classify = tf.function(lambda images: trainee.plain(images, training=False))
   labeler = pseudo_labeling.PseudoLabeler(
     classify,
     source.form,
@@ -123,19 +127,19 @@ def _pseudo_label(run: Run) -> None:
   paths = records.match_files(config.unlabeled_data)
   targets = pseudo_labeling.targets(paths, config.pseudo_label_dir)
   settings = {
-    "weights": checkpointing.fingerprint(run.plain),
+    "weights": checkpointing.fingerprint(trainee.plain),
     "labels": config.pseudo_labels,
     "threshold": config.confidence_threshold,
     "image_size": config.image_size,
     "first_label": config.first_label,
   }
-  cluster, is_local = run.cluster, config.data_is_local
+  cluster, is_local = run.workers.cluster, config.data_is_local
   pseudo_labeling.begin(config.pseudo_label_dir, settings, cluster.is_chief or is_local)
   # Files are labelled whole, each by one worker.
   mine = slice(None) if is_local else slice(cluster.index, None, cluster.num_workers)
   with run.explained_errors():
     counts = labeler.label_files(paths[mine], targets[mine], cluster.is_chief)
-  texts = cluster_lib.all_workers_texts(run.strategy, json.dumps(counts))
+  texts = run.workers.texts(json.dumps(counts))
   written, labeled = map(sum, zip(*map(json.loads, texts)))
   if cluster.is_chief:
     print(
@@ -146,7 +150,7 @@ def _pseudo_label(run: Run) -> None:
 
 
 # What each mode does, once the run's directory is its own.
-_STEPS: dict[str, tuple[Callable[[Run], None], ...]] = {
+_STEPS: dict[str, tuple[Callable[[Run, Trainee], None], ...]] = {
   "train": (training.train,),
   "train_and_evaluate": (training.train, _evaluate),
   "evaluate": (_restore, _evaluate),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -27,13 +28,15 @@ from dat_tf.monitoring import (
 )
 from dat_tf.program import checkpointing, initialization
 from dat_tf.program.run import Run
-from dat_tf.workers import cluster as cluster_lib
+from dat_tf.program.trainee import Trainee
+from dat_tf.workers.joined import Workers
 
 
-def train(run: Run) -> None:
+def train(run: Run, trainee: Trainee) -> None:
   """Trains from the newest checkpoint, if there is one, to the last epoch."""
   config, steps = run.config, run.inputs.steps_per_epoch
-  first_epoch = run.restored_epochs()
+  classifier = trainee.model.classifier
+  first_epoch = trainee.restored_epochs()
   results: dict[str, Any] = {
     "standard_accuracy": None,  # until it is evaluated
     "robust_accuracy": {},
@@ -43,32 +46,32 @@ def train(run: Run) -> None:
     "trained_with": stack.versions(),
     "epochs": first_epoch,
     "global_batch_size": config.global_batch_size,
-    "num_workers": run.cluster.num_workers,
-    "parameters": run.model.classifier.count_params(),
+    "num_workers": run.workers.cluster.num_workers,
+    "parameters": classifier.count_params(),
     "train_seconds": None,
     "examples_per_second": None,
-    "bytes_sent_per_step": run.bytes_sent_per_step,
+    "bytes_sent_per_step": trainee.bytes_sent_per_step,
     "fp32_bytes_per_step": MeanAllReduce().bytes_sent(
-      run.model.classifier.trainable_variables, run.cluster.num_workers
+      classifier.trainable_variables, run.workers.cluster.num_workers
     ),
   }
-  stopping = run.early_stopping
+  stopping = trainee.early_stopping
   if first_epoch >= config.epochs or (stopping and stopping.is_over(first_epoch)):
-    if run.cluster.is_chief:
+    if run.workers.is_chief:
       over = first_epoch < config.epochs
       more = "a larger --early_stopping" if over else "--epochs"
       print(f"{config.model_dir}: epoch {first_epoch} is done; {more} adds more.")
     # What a run that was stopped just before its end still owes.
     if not tf.io.gfile.exists(config.directory.results):
       run.write_results(results)
-    run.take_best()
-    run.export()
+    trainee.take_best()
+    trainee.export()
     return
   if config.initialize_from and not first_epoch:
-    _initialize(run)
-  if run.cluster.is_chief:
+    _initialize(run, classifier)
+  if run.workers.is_chief:
     config_lib.save(config)
-    _warn_of_lagging_averages(run)
+    _warn_of_lagging_averages(config, classifier)
     if warning := run.inputs.warning():
       print(f"Warning: {warning}.", flush=True)
   clock = StepClock()
@@ -86,14 +89,14 @@ def train(run: Run) -> None:
     run.watchdog,
     # Before the checkpoint: a run that is stopped between them does the epoch again.
     *([stopping] if stopping else []),
-    keras.callbacks.LambdaCallback(on_epoch_end=functools.partial(_save, run)),
+    keras.callbacks.LambdaCallback(on_epoch_end=functools.partial(_save, run, trainee)),
   ]
   progress = Progress(config.epochs * steps, first_epoch * steps)
-  if run.cluster.is_chief:
-    callbacks += [*watchers(run), progress]
+  if run.workers.is_chief:
+    callbacks += [*watchers(run, trainee), progress]
   started = time.perf_counter()
   with run.explained_errors(), contextlib.closing(progress):
-    history = run.model.fit(
+    history = trainee.model.fit(
       dataset,
       epochs=config.epochs,
       initial_epoch=first_epoch,
@@ -110,11 +113,11 @@ def train(run: Run) -> None:
       "examples_per_second": clock.steps_per_second * config.global_batch_size,
     }
   )
-  run.take_best()
-  run.export()
+  trainee.take_best()
+  trainee.export()
 
 
-def _initialize(run: Run) -> None:
+def _initialize(run: Run, classifier: keras.Model) -> None:
   """Gives the classifier the weights of --initialize_from."""
   config = run.config
   source = initialization.source_model(
@@ -123,15 +126,17 @@ def _initialize(run: Run) -> None:
     run.inputs.image_shape,
     config.unsafe_model,
   )
-  is_new = transfer.copy_weights_by_layer(source, run.model.classifier)
-  if run.cluster.is_chief:
+  is_new = transfer.copy_weights_by_layer(source, classifier)
+  if run.workers.is_chief:
     head = "; its last layer is new" if is_new else ""
     print(f"{config.model} begins with {config.initialize_from}{head}.", flush=True)
 
 
-def _warn_of_lagging_averages(run: Run) -> None:
+def _warn_of_lagging_averages(
+  config: config_lib.Settings, classifier: keras.Model
+) -> None:
   """Says so if attacks may meet another network than the one that is trained."""
-  config, momentum = run.config, batch_norm.largest_momentum(run.model.classifier)
+  momentum = batch_norm.largest_momentum(classifier)
   trains = config_lib.training_attack(config.attack).trains
   in_inference_mode = not (
     config.attack_in_training_mode or trains or config.attack == "none"
@@ -146,31 +151,30 @@ def _warn_of_lagging_averages(run: Run) -> None:
     )
 
 
-def _save(run: Run, epoch: int, logs: Any) -> None:
+def _save(run: Run, trainee: Trainee, epoch: int, logs: Any) -> None:
   # An update may overflow although the gradient did not.
-  weights = run.model.classifier.trainable_variables
+  weights = trainee.model.classifier.trainable_variables
   if not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in weights):
     raise run.diverged(f"The weights are not finite after epoch {epoch + 1}")
-  check_same_weights(run, epoch + 1)
+  check_same_weights(run.workers, weights, epoch + 1)
   run.check_claim()
-  run.checkpoints.save(epoch + 1)
+  trainee.checkpoints.save(epoch + 1)
 
 
-def check_same_weights(run: Run, epochs: int) -> None:
+def check_same_weights(
+  workers: Workers, weights: Sequence[tf.Variable], epochs: int
+) -> None:
   """Makes sure that all workers have the same weights, bit for bit; a collective.
 
   Raises:
     UserError: a worker has others, by a callback or a fault of its machine. Figures
       would not show it, since they are means over all workers.
   """
-  digest = checkpointing.digest(run.model.classifier.trainable_variables)
+  digest = checkpointing.digest(weights)
   number = int(digest, 16) >> 2  # an int64
-  ends = [
-    sign * cluster_lib.all_workers_max(run.strategy, sign * number) for sign in (1, -1)
-  ]
-  if ends[0] == ends[1]:
+  if workers.largest(number) == -workers.largest(-number):
     return
-  digests = cluster_lib.all_workers_texts(run.strategy, digest)
+  digests = workers.texts(digest)
   odd = [worker for worker, other in enumerate(digests) if other != digests[0]]
   if odd:
     raise UserError(
@@ -180,7 +184,7 @@ def check_same_weights(run: Run, epochs: int) -> None:
     )
 
 
-def watchers(run: Run) -> list[keras.callbacks.Callback]:
+def watchers(run: Run, trainee: Trainee) -> list[keras.callbacks.Callback]:
   """The callbacks that keep what TensorBoard shows, for the chief."""
   config, source = run.config, run.inputs.train
   assert source is not None
@@ -190,12 +194,14 @@ def watchers(run: Run) -> list[keras.callbacks.Callback]:
     with run.explained_errors():
       batch = next(iter(run.inputs.evaluation_batches(source, config.pictures)))
     keys = hashing.stream_keys(config.seed, batch["epoch"], batch["example_id"])
-    attack = run.model.evaluation_attack
+    attack = trainee.model.evaluation_attack
     assert attack is not None
-    attacked = AttackedImages(run.plain, attack, batch["image"], batch["label"], keys)
+    attacked = AttackedImages(
+      trainee.plain, attack, batch["image"], batch["label"], keys
+    )
 
     def attack_pictures() -> Attacked:
-      checkpointing.copy_weights(run.model.classifier, run.plain)
+      checkpointing.copy_weights(trainee.model.classifier, trainee.plain)
       return attacked.attack()
 
   watchers = [
@@ -203,7 +209,7 @@ def watchers(run: Run) -> list[keras.callbacks.Callback]:
       logs,
       config.log_every,
       config.global_batch_size,
-      run.bytes_sent_per_step,
+      trainee.bytes_sent_per_step,
       attack_pictures,
     ),
     Summary(logs, dataclasses.asdict(config), config.model_dir),

@@ -1,4 +1,4 @@
-"""The workers of a run: who they are, and the strategy that joins them.
+"""Who the workers of a run are, and which of them this process is.
 
 TF_CONFIG tells each process which workers there are and which of them it is:
 
@@ -13,27 +13,15 @@ one host.
 
 from __future__ import annotations
 
-import atexit
-import functools
 import ipaddress
 import json
 import os
 import re
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
-from dat_tf import compat
 from dat_tf.base.errors import UserError
-from dat_tf.workers import fence, peers
-
-if TYPE_CHECKING:
-  import tensorflow as tf
-
-# Seconds after which a silent worker is taken for dead. A worker that ends is noticed
-# at once, by its connections.
-SILENCE = 60
 
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|[\w.-]+):([0-9]{1,5})", re.ASCII)
 
@@ -114,137 +102,11 @@ class Cluster:
     return cls(addresses, index if job == "chief" else len(chiefs) + index)
 
 
-def communication_options(
-  implementation: str, bytes_per_pack: int, timeout_seconds: float
-) -> tf.distribute.experimental.CommunicationOptions:
-  """How the workers' collectives travel.
-
-  Args:
-    implementation: `auto`, `ring` (over gRPC, on CPUs and GPUs) or `nccl` (GPUs).
-    bytes_per_pack: gradients are sent in packs of about this many bytes, so that the
-      first travel while the rest are computed; 0 lets TensorFlow choose.
-    timeout_seconds: how long a worker waits in a collective for the others before it
-      fails; 0 is for ever. TensorFlow keeps a thread asleep for each collective until
-      its time is over, also when it has long ended.
-  """
-  import tensorflow as tf
-
-  return tf.distribute.experimental.CommunicationOptions(
-    bytes_per_pack=bytes_per_pack,
-    timeout_seconds=timeout_seconds,
-    implementation=tf.distribute.experimental.CommunicationImplementation(
-      implementation.upper()
-    ),
-  )
-
-
-def make_strategy(
-  cluster: Cluster,
-  options: tf.distribute.experimental.CommunicationOptions,
-  start_timeout: float = 3600.0,
-) -> tf.distribute.MultiWorkerMirroredStrategy:
-  """The strategy that joins all workers, each with all its GPUs, or else its CPU.
-
-  It must be the program's first use of TensorFlow's devices, from the main thread. With
-  several workers it returns when all of them have called it.
-
-  Args:
-    cluster: all workers, and which of them this is.
-    options: how their collectives travel.
-    start_timeout: seconds to wait for the others.
-
-  Raises:
-    UserError: as by `peers.meet`.
-  """
-  import tensorflow as tf
-
-  several = cluster.num_workers > 1
-  peers.bypass_proxies()
-  resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-    tf.train.ClusterSpec({"worker": cluster.addresses} if several else {}),
-    task_type="worker" if several else None,
-    task_id=cluster.index if several else None,
-    num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
-    rpc_layer="grpc",
-  )
-  if several:
-    compat.bear_silence(cluster.num_workers, SILENCE)
-    peers.meet(cluster.addresses, cluster.index, start_timeout)
-  try:
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
-  except tf.errors.OpError as error:
-    if "Could not start gRPC server" not in str(error):
-      raise
-    address = cluster.addresses[cluster.index]
-    raise peers.own_port_is_taken(address, cluster.index, "in use") from None
-  # TensorFlow's server listens to the network, whatever address it was given.
-  if several and all(
-    fence.is_loopback(each.rpartition(":")[0]) for each in cluster.addresses
-  ):
-    fence.only_from_this_host(cluster.port)
-  # TensorFlow has now set its own handler for SIGTERM, which only takes note of it: a
-  # worker could not be asked to end.
-  signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-  return strategy
-
-
 def num_cores() -> int:
   """The cores that this process may use, at least 1."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
-
-
-def all_workers_max(strategy: tf.distribute.Strategy, value: int) -> int:
-  """The largest of the workers' values, which must fit an int64.
-
-  A collective: it returns when every worker has called it. The workers agree by it on
-  a number that each knows only for itself, such as the steps that its shard needs.
-  """
-  import tensorflow as tf
-
-  return int(tf.reduce_max(_gather(strategy)(tf.constant([value], tf.int64))))
-
-
-def all_workers_texts(strategy: tf.distribute.Strategy, text: str) -> list[str]:
-  """The texts of all workers, by index. A collective, as `all_workers_max`."""
-  import tensorflow as tf
-
-  encoded = text.encode()
-  longest = all_workers_max(strategy, len(encoded))
-  if not longest:
-    return [""] * max(
-      1, strategy.num_replicas_in_sync // compat.local_replicas(strategy)
-    )
-  # Of few lengths: each has a graph of its own.
-  length = 1024
-  while length < longest:
-    length *= 16
-  gathered = _gather(strategy)(tf.constant([*encoded.ljust(length)], tf.int64))
-  # Replicas of one worker all have its text.
-  replicas = gathered.numpy().reshape(strategy.num_replicas_in_sync, length)
-  firsts = replicas[:: compat.local_replicas(strategy)]
-  return [bytes(row.tolist()).decode().rstrip() for row in firsts]
-
-
-@functools.cache  # one graph a strategy, however often it is called
-def _gather(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
-  """A function from each worker's values [n] to those of all replicas, joined."""
-  import tensorflow as tf
-
-  def in_replica(values: tf.Tensor) -> tf.Tensor:
-    return tf.distribute.get_replica_context().all_gather(tf.identity(values), axis=0)
-
-  @tf.function
-  def gather(values: tf.Tensor) -> tf.Tensor:
-    gathered = strategy.run(in_replica, args=(values,))
-    return strategy.experimental_local_results(gathered)[0]
-
-  return gather
-
-
-# TensorFlow's graphs must not outlive its modules when the program ends.
-atexit.register(_gather.cache_clear)
 
 
 def _section(config: Any, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf.communication import FullPrecision, MeanAllReduce
-from dat_tf.workers import cluster as cluster_lib
+from dat_tf.workers import joined
 from workers import run_workers
 
 REPLICAS = 3
@@ -27,7 +27,7 @@ def _means():
     tf.config.list_physical_devices("CPU")[0], cpus
   )
   strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
-  options = cluster_lib.communication_options("ring", 16, 60.0)
+  options = joined.communication_options("ring", 16, 60.0)
 
   @tf.function
   def reduce(all_reduce):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dat_tf.communication.collectives import groups
 from dat_tf.workers import cluster as cluster_lib
+from dat_tf.workers import joined
 from workers import run_workers
 
 
@@ -43,7 +44,7 @@ def _exchange(strategy, worker):
 
 def _sums(strategy, sizes, timeout):
   """Sums of batches over the workers; a batch of a new size is traced anew."""
-  options = cluster_lib.communication_options("ring", 0, timeout)
+  options = joined.communication_options("ring", 0, timeout)
 
   @tf.function(autograph=False)
   def run(batch):
@@ -57,8 +58,8 @@ def _sums(strategy, sizes, timeout):
 
 def _on_a_worker(directory):
   cluster = cluster_lib.Cluster.from_environment()
-  options = cluster_lib.communication_options("ring", 0, 60)
-  strategy, worker = cluster_lib.make_strategy(cluster, options), cluster.index
+  options = joined.communication_options("ring", 0, 60)
+  strategy, worker = joined.join(cluster, options).strategy, cluster.index
   layout, results = _exchange(strategy, worker)
   result = {"layout": layout, "results": results}
   result["sums"] = _sums(strategy, [[4], [4], [4]] if worker else [[4], [3], [4]], 10)

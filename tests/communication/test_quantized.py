@@ -31,6 +31,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import (
 from dat_tf.base import hashing
 from dat_tf.communication.collectives import Group
 from dat_tf.workers import cluster as cluster_lib
+from dat_tf.workers import joined
 from workers import run_workers
 
 STEPS = (0, 7)
@@ -148,11 +149,11 @@ def _in_process(replicas, names, feedback, directory):
     return [f"{worker_device}/device:CPU:{i}" for i in range(replicas)], "CPU"
 
   cluster = cluster_lib.Cluster.from_environment()
-  options = cluster_lib.communication_options("ring", 0, 60)
+  options = joined.communication_options("ring", 0, 60)
   with mock.patch.object(
     CollectiveAllReduceExtended, "_initialize_local_devices", devices
   ):
-    strategy = cluster_lib.make_strategy(cluster, options)
+    strategy = joined.join(cluster, options).strategy
   path = os.path.join(directory, str(cluster.index))
   return _on_a_worker(strategy, replicas, names, feedback, path)
 

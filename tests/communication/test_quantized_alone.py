@@ -13,7 +13,7 @@ from dat_tf.communication import (
   QuantizedAllReduce,
 )
 from dat_tf.communication.quantizers import l2_norm, nearest
-from dat_tf.workers import cluster as cluster_lib
+from dat_tf.workers import joined
 
 
 class LoneReplicaTest(tf.test.TestCase):
@@ -30,7 +30,7 @@ class LoneReplicaTest(tf.test.TestCase):
     tensors = [rng.normal(size=(25, 50)).astype("f4") for _ in range(3)]
     quantizer = BucketQuantizer(4, 64, rounding=nearest)
     whole, _ = self.means(QuantizedAllReduce(quantizer), tensors)
-    options = cluster_lib.communication_options("ring", 4 * 1300, 60)
+    options = joined.communication_options("ring", 4 * 1300, 60)
     packs, _ = self.means(QuantizedAllReduce(quantizer, options), tensors)
     for tensor, first, second in zip(tensors, whole, packs):
       self.assertNotAllClose(first, tensor, atol=0.01)

@@ -12,6 +12,7 @@ from dat_tf.communication import BucketQuantizer, QuantizedAllReduce
 from dat_tf.models import make_model
 from dat_tf.optimizers import LAMB
 from dat_tf.workers import cluster as cluster_lib
+from dat_tf.workers import joined
 from workers import run_workers
 
 SHAPE, SIZE, CLASSES = (32, 32, 3), 4, 3
@@ -30,8 +31,8 @@ NETWORKS = (  # the others differ in depth or activation
 def _train_each():
   """{network: loss after two steps, and of each weight a part, before and after}."""
   cluster = cluster_lib.Cluster.from_environment()
-  options = cluster_lib.communication_options("ring", 0, 600)
-  strategy = cluster_lib.make_strategy(cluster, options)
+  options = joined.communication_options("ring", 0, 600)
+  strategy = joined.join(cluster, options).strategy
   rng = np.random.default_rng(0)
   images, labels = rng.random((SIZE, *SHAPE), "f4"), rng.integers(0, CLASSES, SIZE)
   data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat(2)

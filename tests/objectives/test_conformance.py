@@ -40,6 +40,7 @@ from dat_tf.models import batch_norm
 from dat_tf.models.averaging import WeightAverage
 from dat_tf.objectives.mixing import CutMix, LabelSmoothing, Mixup
 from dat_tf.workers import cluster as cluster_lib
+from dat_tf.workers import joined
 from workers import run_workers
 
 SHAPE, SIZE, CLASSES = (6, 6, 1), 8, 3
@@ -239,8 +240,8 @@ def _twice(*args, **kwargs):
 def _conform(chosen=None):
   """{method: its two runs}."""
   cluster = cluster_lib.Cluster.from_environment()
-  options = cluster_lib.communication_options("ring", 0, 600)
-  strategy = cluster_lib.make_strategy(cluster, options)
+  options = joined.communication_options("ring", 0, 600)
+  strategy = joined.join(cluster, options).strategy
   pgd = MAXIMIZERS["pgd_linf"]
   methods = {
     f"{name} x at": (maximizer, {"reach": REACH.get(name, BALL)})
@@ -277,8 +278,8 @@ def _config(attack, objective):
 def _conform_by_flags(chosen=None):
   """{pair of names: its run}, of all pairs that flags may name."""
   cluster = cluster_lib.Cluster.from_environment()
-  options = cluster_lib.communication_options("ring", 0, 0)
-  strategy = cluster_lib.make_strategy(cluster, options)
+  options = joined.communication_options("ring", 0, 0)
+  strategy = joined.join(cluster, options).strategy
   results = {}
   for attack, objective in itertools.product(config_lib.ATTACKS, config_lib.OBJECTIVES):
     config = _config(attack, objective)

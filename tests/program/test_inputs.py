@@ -17,7 +17,8 @@ from config_case import parse
 from dat_tf.base.errors import UserError
 from dat_tf.data import comparison, records
 from dat_tf.program.inputs import Inputs
-from dat_tf.workers.cluster import Cluster, communication_options, make_strategy
+from dat_tf.workers import joined
+from dat_tf.workers.cluster import Cluster
 from record_files import bare_pixels, example, write
 from workers import run_workers
 
@@ -44,11 +45,11 @@ class InputsCase(tf.test.TestCase, parameterized.TestCase):
     return write(str(self.folder / name), serialized)
 
   def inputs(self, **flags):
-    strategy = tf.distribute.get_strategy()
+    workers = joined.Workers(Cluster(), tf.distribute.get_strategy())
     config = parse(
       **{"mode": "train", "global_batch_size": 4, "model_dir": "m", **flags}
     )
-    return Inputs(config, Cluster(), strategy)
+    return Inputs(config, workers)
 
 
 class ChannelsTest(InputsCase):
@@ -186,7 +187,7 @@ class ComparisonTest(InputsCase):
 def _open_own_files(folder):
   """Opens this worker's files, as many times as there are faults; what is said."""
   cluster = Cluster.from_environment()
-  strategy = make_strategy(cluster, communication_options("auto", 0, 0))
+  workers = joined.join(cluster, joined.communication_options("auto", 0, 0))
   said = {}
   for name in ("same", "missing", "shifted", "longer", "local"):
     flags = {
@@ -201,7 +202,7 @@ def _open_own_files(folder):
     if name != "local":
       flags["train_data"] = "train-*"
     try:
-      Inputs(parse(**flags), cluster, strategy)
+      Inputs(parse(**flags), workers)
       said[name] = None
     except UserError as error:
       said[name] = str(error)

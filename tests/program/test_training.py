@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import types
 
 import tensorflow as tf
 from absl.testing import parameterized
@@ -14,19 +13,17 @@ from dat_tf.base.errors import UserError
 from dat_tf.compat import keras
 from dat_tf.models.registry import make_model
 from dat_tf.program import training
-from dat_tf.workers.cluster import Cluster, communication_options, make_strategy
+from dat_tf.workers import joined
+from dat_tf.workers.cluster import Cluster
 from workers import run_workers
 
 
 def said(classifier, **values):
   values = {"model_dir": "m", "train_data": "a", "test_data": "b", **values}
   config = config_lib.parse(["run_dat.py", *(f"--{n}={v}" for n, v in values.items())])
-  model = types.SimpleNamespace(classifier=classifier)
   stdout = io.StringIO()
   with contextlib.redirect_stdout(stdout):
-    training._warn_of_lagging_averages(
-      types.SimpleNamespace(config=config, model=model)
-    )
+    training._warn_of_lagging_averages(config, classifier)
   return stdout.getvalue()
 
 
@@ -60,22 +57,21 @@ class LaggingAveragesTest(tf.test.TestCase, parameterized.TestCase):
 def _change_one_weight():
   """What is said while all weights are the same, and once one worker's are not."""
   cluster = Cluster.from_environment()
-  strategy = make_strategy(cluster, communication_options("auto", 0, 0))
-  with strategy.scope():
+  workers = joined.join(cluster, joined.communication_options("auto", 0, 0))
+  with workers.strategy.scope():
     layers = tf.keras.layers
     classifier = tf.keras.Sequential(
       [tf.keras.Input((4,)), layers.Dense(3), layers.BatchNormalization()]
     )
-  model = types.SimpleNamespace(classifier=classifier)
-  run = types.SimpleNamespace(model=model, strategy=strategy)
-  for variable in classifier.trainable_variables:
+  weights = classifier.trainable_variables
+  for variable in weights:
     variable.assign(tf.fill(variable.shape, 0.25))
-  training.check_same_weights(run, 1)
+  training.check_same_weights(workers, weights, 1)
   if cluster.index == cluster.num_workers - 1:
-    kernel = classifier.trainable_variables[0]
+    kernel = weights[0]
     kernel.assign(kernel.read_value() * tf.constant([[1.0, 1.0, 1.0000001]]))
   try:
-    training.check_same_weights(run, 2)
+    training.check_same_weights(workers, weights, 2)
   except UserError as error:
     return str(error)
   return None

@@ -12,7 +12,7 @@ import tensorflow as tf
 from dat_tf.base import hashing
 from dat_tf.communication import BucketQuantizer, FullPrecision, QuantizedAllReduce
 from dat_tf.communication.quantizers import nearest, stochastic
-from dat_tf.workers import cluster as cluster_lib
+from dat_tf.workers import joined
 
 SEED = 11
 
@@ -84,7 +84,7 @@ class Case:
   bytes_per_pack: int = 0
 
   def all_reduce(self):
-    options = cluster_lib.communication_options("ring", self.bytes_per_pack, 60)
+    options = joined.communication_options("ring", self.bytes_per_pack, 60)
     return QuantizedAllReduce(
       options=options, full_precision=FULL_PRECISION, seed=SEED, **self.settings
     )

@@ -1,22 +1,16 @@
-"""TF_CONFIG, and numbers that workers agree on."""
+"""TF_CONFIG, and whom it names."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import signal
-import sys
 import unittest
 from unittest import mock
 
 import pytest
-import tensorflow as tf
 
 from dat_tf.base.errors import UserError
-from dat_tf.workers import cluster as cluster_lib
 from dat_tf.workers.cluster import Cluster
-from workers import run_workers
 
 WORKERS = ["a:1", "b.example.org:65535", "[::1]:2222"]
 
@@ -114,85 +108,3 @@ def test_a_mistake_in_tf_config_is_one_line_that_names_it(text, fault):
   message = str(error.value)
   assert message.startswith("TF_CONFIG") and fault in message
   assert "\n" not in message and len(message) < 300
-
-
-class CommunicationOptionsTest(unittest.TestCase):
-  def test_options_are_tensorflows(self):
-    implementation = tf.distribute.experimental.CommunicationImplementation
-    for name, expected in (
-      ("auto", implementation.AUTO),
-      ("ring", implementation.RING),
-      ("nccl", implementation.NCCL),
-    ):
-      options = cluster_lib.communication_options(name, 1 << 20, 30.0)
-      self.assertEqual(options.implementation, expected)
-      self.assertEqual(options.bytes_per_pack, 1 << 20)
-      self.assertEqual(options.timeout_seconds, 30.0)
-
-
-def _strategy(cluster):
-  options = cluster_lib.communication_options("ring", 0, 60.0)
-  return cluster_lib.make_strategy(cluster, options)
-
-
-def _agree(values):
-  """In one worker: replicas, maxima, texts, and whether SIGTERM would end it."""
-  cluster = Cluster.from_environment()
-  strategy = _strategy(cluster)
-  maxima = [cluster_lib.all_workers_max(strategy, n) for n in values[cluster.index]]
-  texts = cluster_lib.all_workers_texts(strategy, "ε" * (3 * cluster.index + 1))
-  return strategy.num_replicas_in_sync, maxima, texts, not _catches(signal.SIGTERM)
-
-
-def _catches(number):
-  """Whether this process has a handler for a signal, Python's or another."""
-  if sys.platform != "linux":
-    return False
-  with open("/proc/self/status") as file:
-    caught = re.search(r"SigCgt:\s*(\w+)", file.read())[1]
-  return bool(int(caught, 16) >> (number - 1) & 1)
-
-
-def _agree_alone():
-  """In the only worker: replicas and agreed maximum, for three strategies."""
-  tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 3,
-  )
-  strategies = [_strategy(Cluster.from_environment()), _strategy(Cluster())]
-  del os.environ["TF_CONFIG"]  # which the next line would read
-  several = tf.distribute.MultiWorkerMirroredStrategy._from_local_devices(
-    ["CPU:0", "CPU:1", "CPU:2"]
-  )
-  return [
-    (
-      strategy.num_replicas_in_sync,
-      cluster_lib.all_workers_max(strategy, 5),
-      cluster_lib.all_workers_texts(strategy, "five"),
-    )
-    for strategy in [*strategies, several]
-  ]
-
-
-def _fail(index):
-  """Fails in one worker; the other waits for it."""
-  if Cluster.from_environment().index == index:
-    raise ValueError("as it should")
-  _strategy(Cluster.from_environment())
-
-
-class RunWorkersTest(unittest.TestCase):
-  def test_a_failure_shows_what_the_worker_wrote(self):
-    with self.assertRaisesRegex(RuntimeError, r"\[worker 1\] ValueError: as it should"):
-      run_workers(_fail, 2, 1)
-
-
-class AllWorkersMaxTest(unittest.TestCase):
-  def test_two_workers_agree(self):
-    values = [[3, 8, -5, 2**40], [7, 1, -2, 0]]
-    expected = (2, [7, 8, -2, 2**40], ["ε", "εεεε"], True)
-    self.assertEqual(run_workers(_agree, 2, values), [expected] * 2)
-
-  def test_one_worker_and_several_local_replicas(self):
-    expected = [(replicas, 5, ["five"]) for replicas in (1, 1, 3)]
-    self.assertEqual(run_workers(_agree_alone, 1), [expected])

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from dat_tf.workers import cluster as cluster_lib
-from dat_tf.workers import fence
+from dat_tf.workers import fence, joined
 from dat_tf.workers.cluster import Cluster
 from workers import run_workers
 
@@ -35,11 +34,9 @@ def reaches(host, port):
 def _look_at_worker():
   """Whether a worker of this host alone can be reached: from outside, and from here."""
   cluster = Cluster.from_environment()
-  strategy = cluster_lib.make_strategy(
-    cluster, cluster_lib.communication_options("ring", 0, 0)
-  )
+  workers = joined.join(cluster, joined.communication_options("ring", 0, 0))
   found = reaches(outer_address(), cluster.port), reaches("127.0.0.1", cluster.port)
-  cluster_lib.all_workers_max(strategy, 0)
+  workers.wait()
   return found
 
 
@@ -88,12 +85,14 @@ class FenceTest(unittest.TestCase):
         stdout=subprocess.PIPE,
         text=True,
       )
+      self.addCleanup(service.kill)
       with service:
         for _ in ("dispatcher", "worker"):
           port = int(service.stdout.readline().rpartition(":")[2])
           self.assertEqual(reaches(outer, port), open_to_others)
           self.assertTrue(reaches("127.0.0.1", port))
         service.terminate()
+        self.assertEqual(service.wait(timeout=60), 0)
 
   def test_loopback(self):
     for host in ("localhost", "127.0.0.1", "127.0.0.53", "[::1]", "::1"):

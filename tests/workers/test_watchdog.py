@@ -13,6 +13,7 @@ import tensorflow as tf
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.communication import BucketQuantizer, MeanAllReduce, QuantizedAllReduce
 from dat_tf.workers import cluster as cluster_lib
+from dat_tf.workers import joined
 from workers import run_workers
 
 # By a clock of its own: steps that take 1.5 s, 15 s together, and pauses of 100 s after
@@ -90,8 +91,8 @@ class WatchdogTest(tf.test.TestCase):
 def _threads_of_60_steps(timeout_seconds):
   """By all-reduce, how many more threads there are after 60 steps than before."""
   cluster = cluster_lib.Cluster.from_environment()
-  options = cluster_lib.communication_options("ring", 0, timeout_seconds)
-  strategy = cluster_lib.make_strategy(cluster, options)
+  options = joined.communication_options("ring", 0, timeout_seconds)
+  strategy = joined.join(cluster, options).strategy
   reduces = {
     "mean": MeanAllReduce(options),
     "quantized": QuantizedAllReduce(BucketQuantizer(8, 64), options),

@@ -1,0 +1,166 @@
+"""The network that a run trains, and what keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+from dat_tf import compat
+from dat_tf import config as config_lib
+from dat_tf.adversarial_model import AdversarialModel
+from dat_tf.base.errors import UserError
+from dat_tf.communication import QuantizedAllReduce, quantizers
+from dat_tf.compat import keras
+from dat_tf.models import make_model, transfer
+from dat_tf.objectives import bounds
+from dat_tf.program import exporting
+from dat_tf.program.checkpointing import Checkpoints, copy_weights
+from dat_tf.program.early_stopping import EarlyStopping
+from dat_tf.workers.joined import Workers
+
+
+class Trainee:
+  """The network that a run trains, and what keeps it.
+
+  Attributes:
+    model: the distributed model.
+    plain: a copy of its classifier that one worker alone can run.
+    checkpoints: of the model.
+    early_stopping: None if it was not asked for.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Settings,
+    workers: Workers,
+    model: AdversarialModel,
+    check_claim: Callable[[], None],
+  ):
+    """Prepares to save and restore.
+
+    Args:
+      config: the settings.
+      workers: of the run.
+      model: as `build_model` makes it.
+      check_claim: to be called before anything is written, see `directory.claimed`.
+    """
+    self._config, self._workers, self._check_claim = config, workers, check_claim
+    self.model, self.plain = model, keras.models.clone_model(model.classifier)
+    tracked: dict[str, Any] = {"classifier": model.classifier, "average": model.average}
+    if config.trains:
+      tracked["optimizer"] = model.optimizer
+      if isinstance(model.all_reduce, QuantizedAllReduce):
+        tracked["residual"] = model.all_reduce
+    self.checkpoints = Checkpoints(
+      config.directory.checkpoints,
+      tracked,
+      config.checkpoints_to_keep,
+      workers.is_chief,
+    )
+    self.early_stopping: Optional[EarlyStopping] = None
+    if config.early_stopping:
+      self.early_stopping = EarlyStopping(
+        config.directory.best,
+        model.classifier,
+        config.early_stopping * config.evaluate_every,
+        workers.is_chief,
+      )
+
+  @property
+  def bytes_sent_per_step(self) -> int:
+    return self.model.all_reduce.bytes_sent(
+      self.model.classifier.trainable_variables, self._workers.cluster.num_workers
+    )
+
+  def restore(self) -> None:
+    """Takes the weights of the newest checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not self.restored_epochs():
+      raise UserError(
+        f"{self._config.model_dir} holds no checkpoint: train first, with --mode=train."
+      )
+    self.take_best()
+
+  def restored_epochs(self) -> int:
+    """Restores the newest checkpoint; the epochs it has seen, 0 without one."""
+    epochs = self.checkpoints.restore()
+    most, least = self._workers.largest(epochs), -self._workers.largest(-epochs)
+    if least != most:
+      raise UserError(
+        f"--model_dir={self._config.model_dir}: worker {self._workers.cluster.index} "
+        f"finds a checkpoint of {epochs} epochs there, others of {least} to {most}; it "
+        "must be one directory that all workers share."
+      )
+    return epochs
+
+  def take_best(self) -> None:
+    """From now on the classifier has the weights that early stopping kept, if any."""
+    if self.early_stopping and self.early_stopping.best_epoch:
+      self.early_stopping.restore()
+      self.model.average = None
+
+  def copy_final_weights(self) -> None:
+    """Gives the plain copy what training has made of the classifier."""
+    with self.model.final_weights():
+      copy_weights(self.model.classifier, self.plain)
+
+  def export(self) -> None:
+    """Writes the classifier as a plain Keras model."""
+    self.copy_final_weights()
+    if self._workers.is_chief:
+      self._check_claim()
+      exporting.export(self.plain, self._config.directory.export)
+
+
+def build_model(
+  config: config_lib.Settings,
+  workers: Workers,
+  image_shape: tuple[int, ...],
+  steps_per_epoch: int,
+) -> AdversarialModel:
+  """The distributed model, compiled; nothing is restored yet."""
+  batch_shape = config.global_batch_size // workers.num_replicas, *image_shape
+  scope = workers.strategy.scope
+  if config.jit_compile:
+    with compat.quiet():
+      quantizers.start_compiler()
+  with scope():
+    classifier = make_model(
+      config.model, image_shape, config.num_classes, config.precision
+    )
+    if config.certifies:
+      bounds.check(classifier)
+    if not config.layer_decay:
+      transfer.freeze_backbone(classifier)
+  all_reduce = None  # nothing to reduce without training
+  if config.trains:
+    all_reduce = config_lib.make_all_reduce(
+      config, classifier.trainable_variables, workers
+    )
+  with scope():
+    model = AdversarialModel(
+      classifier,
+      attack=config_lib.make_attack(
+        config, config_lib.Trained(classifier, batch_shape, steps_per_epoch)
+      ),
+      objective=config_lib.make_objective(config, steps_per_epoch),
+      all_reduce=all_reduce,
+      evaluation_attack=config_lib.make_evaluation_attack(config),
+      attack_in_training_mode=config.attack_in_training_mode,
+      seed=config.seed,
+      prepare=config_lib.make_preparation(config),
+      accumulation=config.accumulation,
+      clip_norm=config.clip_norm,
+      average=config_lib.make_average(config, classifier, steps_per_epoch),
+      jit_compile=config.jit_compile,
+    )
+    model.compile(
+      optimizer=config_lib.make_optimizer(config, classifier, steps_per_epoch)
+    )
+    if config.trains:
+      # Slots made now are restored now.
+      compat.make_slots(model.optimizer, classifier.trainable_variables)
+  return model
