@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> NoReturn:
   """Runs the program and ends the process with its exit code."""
-  sys.exit(exit_on_user_error(main)(sys.argv))
+  sys.exit(exit_on_user_error(main, config_lib.FLAGS)(sys.argv))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,8 @@ def make_attacks(
     return {name: _make_attack(name, ball)}
   if source is None:
     raise UserError(
-      f"The attack {name} is made on another model: name it by --source_model_path."
+      f"The attack {name} is made on another model: give that source "
+      "(`source_model_path`)."
     )
   attacks = make_attacks(name.removeprefix(TRANSFER), ball)
   return {TRANSFER + name: Transfer(one, source) for name, one in attacks.items()}
@@ -116,13 +117,13 @@ def _make_attack(name: str, ball: norms.Ball) -> Iterative:
   if name == "jsma":
     if isinstance(ball, norms.LInfinity):
       raise UserError(
-        f"The attack {name} changes few pixels by much: set --norm=l1 or l2, and "
-        "--epsilon to how much."
+        f"The attack {name} changes few pixels by much: set `norm=l1` or `norm=l2`, and"
+        " `epsilon` to how much."
       )
     return JSMA(ball)
   if name in _L2_ONLY:
     if not isinstance(ball, norms.L2):
-      raise UserError(f"The attack {name} is for the l2 norm: set --norm=l2.")
+      raise UserError(f"The attack {name} is for the l2 norm: set `norm=l2`.")
     return _L2_ONLY[name](ball)
   if name == "fgsm":
     return Ascent(ball, ball.epsilon, 1, random_start=False)

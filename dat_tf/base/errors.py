@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Callable, Optional
 
 __all__ = ["UserError"]
@@ -16,14 +16,22 @@ __all__ = ["UserError"]
 class UserError(Exception):
   """A mistake that the user can mend.
 
-  Its text is one line that says what is wrong and what to do about it.
+  Its text is one line that says what is wrong and what to do about it. A setting
+  stands in it between backticks, `name` or `name=value`: the programs print that as
+  the flag (`with_flags`).
   """
 
 
 def exit_on_user_error(
   main: Callable[[Sequence[str]], Optional[int]],
+  flags: Container[str] = (),
 ) -> Callable[[Sequence[str]], Optional[int]]:
-  """Wraps `main` so that a `UserError` ends the program with one line and code 2."""
+  """Wraps `main` so that a `UserError` ends the program with one line and code 2.
+
+  Args:
+    main: takes the program's name and its arguments.
+    flags: names of the program's flags, which the line shows as such.
+  """
 
   @functools.wraps(main)
   def wrapped(argv: Sequence[str]) -> Optional[int]:
@@ -41,10 +49,25 @@ def exit_on_user_error(
         "it.)"
       )
     program = os.path.basename(sys.argv[0]).replace("__main__.py", "dat-tf")
+    mistake = UserError(with_flags(str(mistake), flags))
     print(f"{program}: {shown(mistake)}", file=sys.stderr, flush=True)
     return 2
 
   return wrapped
+
+
+def with_flags(message: str, flags: Container[str]) -> str:
+  """A message for the user of a program, whose settings are flags.
+
+  Args:
+    message: in which settings stand between backticks, `name` or `name=value`.
+    flags: names of the program's flags. What is none of them stays as it is.
+  """
+
+  def spelled(match: re.Match[str]) -> str:
+    return f"--{match[1]}{match[2] or ''}" if match[1] in flags else match[0]
+
+  return re.sub(r"`(\w+)(=[^`]*)?`", spelled, message)
 
 
 def is_text(word: str) -> bool:

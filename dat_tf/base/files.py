@@ -42,7 +42,7 @@ def check_name(path: str, flag: str, forbidden: str = "[]*?\\\n") -> None:
   Args:
     path: of a directory that is to be written. TensorFlow takes the paths of its
       checkpoints and of SavedModels for patterns.
-    flag: by which the user named it.
+    flag: the setting by which the user named it, for the message.
     forbidden: what it must not hold.
 
   Raises:
@@ -51,7 +51,7 @@ def check_name(path: str, flag: str, forbidden: str = "[]*?\\\n") -> None:
   found = [character for character in forbidden if character in path]
   if found:
     raise UserError(
-      f"--{flag}={path!r} has {found[0]!r} in it, and would be taken for a pattern of "
+      f"`{flag}`={path!r} has {found[0]!r} in it, and would be taken for a pattern of "
       f"file names: choose a name without {' '.join(map(repr, forbidden))}."
     )
 

@@ -21,6 +21,7 @@ from dat_tf.config.objectives import (
 )
 from dat_tf.config.optimizers import make_optimizer
 from dat_tf.config.settings import (
+  FLAGS,
   MAY_CHANGE,
   Settings,
   check_against_saved,
@@ -33,6 +34,7 @@ from dat_tf.config.settings import (
 
 __all__ = [
   "ATTACKS",
+  "FLAGS",
   "MAY_CHANGE",
   "OBJECTIVES",
   "Settings",

@@ -81,6 +81,8 @@ MAY_CHANGE = frozenset(
   name for name, declared in declarations(Settings).items() if declared.may_change
 )
 
+FLAGS = frozenset(declarations(Settings))
+
 
 def parse(argv: Sequence[str]) -> Settings:
   """The settings that a command line stands for.

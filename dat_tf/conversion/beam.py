@@ -47,19 +47,19 @@ def writer(
   """
   if runner is None:
     if arguments:
-      raise UserError(f"'{arguments[0]}' is no flag: only --runner takes more of them.")
+      raise UserError(f"'{arguments[0]}' is no flag: only `runner` takes more of them.")
     return write_in_threads
   try:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import create_runner
   except ImportError:
     raise UserError(
-      "--runner needs Apache Beam: pip install 'dat-tf[beam]', or leave it out."
+      "`runner` needs Apache Beam: pip install 'dat-tf[beam]', or leave it out."
     ) from None
   try:
     create_runner(runner)
   except (ImportError, ValueError) as error:
-    raise UserError(f"--runner={runner}: {error}") from error
+    raise UserError(f"`runner={runner}`: {error}") from error
   options = PipelineOptions([f"--runner={runner}", *arguments])
   return functools.partial(write_with_beam, options)
 
@@ -79,7 +79,7 @@ def write_with_beam(options: Any, plan: Plan) -> Written:
 
   if not plan.items[0].path:
     raise UserError(
-      "--runner needs images that lie in files as they are (folders, tars, .npz "
+      "`runner` needs images that lie in files as they are (folders, tars, .npz "
       "without compression), not in memory: leave it out."
     )
   directory, name = os.path.split(plan.paths[plan.missing[0]])

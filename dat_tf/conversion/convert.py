@@ -52,7 +52,7 @@ class BadImages(UserError):
       (f"{len(found)} images cannot be read: " if len(found) > 1 else "")
       + "; ".join(sorted(found)[:_NAMED])
       + (f"; and {more} more" if more > 0 else "")
-      + ": put whole copies in their place, take them out, or set --skip_bad_images."
+      + ": put whole copies in their place, take them out, or set `skip_bad_images`."
     )
     self.found = list(found)
 

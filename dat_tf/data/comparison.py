@@ -61,7 +61,7 @@ def check_same(texts: Sequence[str], pattern: str) -> None:
         what = f"{path} ends with another record there than on worker 0"
       raise UserError(
         f"Worker {index} sees other files than worker 0 for {pattern}: {what}. Give "
-        "all workers the same files, or set --data_is_local where each has its own."
+        "all workers the same files, or set `data_is_local` where each has its own."
       )
 
 

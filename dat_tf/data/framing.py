@@ -100,7 +100,7 @@ def count_records(path: str) -> int:
         raise UserError(
           f"{path}: record {count} (counted from 0) is cut off or has a corrupt "
           "length; is this a whole, uncompressed TFRecord file? Write or copy it "
-          "again, or set --skip_bad_records."
+          "again, or set `skip_bad_records`."
         )
       offset = end
       count += 1

@@ -98,7 +98,7 @@ class Reading:
     if self.form.soft_classes not in (0, self.num_classes):
       raise UserError(
         f"The records' soft labels are for {self.form.soft_classes} classes, and "
-        f"--num_classes={self.num_classes}: set it, or label the images for as many."
+        f"`num_classes={self.num_classes}`: set it, or label the images for as many."
       )
 
   def parse(self, example_id: tf.Tensor, serialized: tf.Tensor) -> Example:

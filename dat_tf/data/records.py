@@ -152,8 +152,8 @@ def detect_form(
   if any(not set(form.required) - set(features) for form in bare):
     raise UserError(
       f"{path}: the images have no labels, and every objective needs some that have: "
-      "give these as --unlabeled_data beside labelled ones, or label them by "
-      "--mode=pseudo_label."
+      "give these as `unlabeled_data` beside labelled ones, or pseudo-labels "
+      "(`mode=pseudo_label`)."
     )
   known = "; ".join(f"{form.name}: {', '.join(form.required)}" for form in forms)
   raise UserError(
@@ -388,7 +388,7 @@ def _fault(
     return (
       f"holds an image of shape {shape}, and the run expects "
       f"{image_shape}: write all images, for training and tests, in one shape, or set "
-      "--image_size, or --channels=3 where some are grey and some are not."
+      "`image_size`, or `channels=3` where some are grey and some are not."
     )
   if form.soft_classes:
     return (
@@ -397,5 +397,5 @@ def _fault(
     )
   return (
     f"has the label {int(label)} (counted from 0), outside [0, {num_classes}): set "
-    "--num_classes, or --first_label if the file counts from the other of 0 and 1."
+    "`num_classes`, or `first_label` if the file counts from the other of 0 and 1."
   )

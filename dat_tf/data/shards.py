@@ -145,7 +145,7 @@ def check_bad_records(bad_records: Sequence[str], most: int) -> None:
     named = "; ".join(bad_records[:_NAMED])
     more = len(bad_records) - _NAMED
     raise UserError(
-      f"{len(bad_records)} records are bad, and --skip_bad_records={most}: {named}"
+      f"{len(bad_records)} records are bad, and `skip_bad_records={most}`: {named}"
       f"{f'; and {more} more' if more > 0 else ''}. Write or copy the files again, or "
-      "raise the flag to do without these records."
+      "raise this number to do without these records."
     )

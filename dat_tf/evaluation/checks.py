@@ -42,7 +42,8 @@ def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
     probes: their result, or empty.
 
   Returns:
-    For each warning `check`, a short name, and `message`, what it means.
+    For each warning `check`, a short name, and `message`, what it means, with settings
+    between backticks as in a `UserError`.
   """
   found: dict[str, str] = {}
   if not probes:
@@ -53,7 +54,7 @@ def from_probes(probes: Mapping[str, np.ndarray]) -> Warnings:
       f"the gradient is zero at {zero:.1%} of the images, as they are or at the random "
       "points where APGD starts. Attacks that follow it find nothing there, and the "
       "model looks more robust than it is: evaluate square too, and look for rounding, "
-      "saturated logits, or pixels in another range than the model's (--input_range)"
+      "saturated logits, or pixels in another range than the model's (`input_range`)"
     )
   if float(probes["random_difference"]) > _RANDOM:
     found["random_outputs"] = (
@@ -105,7 +106,7 @@ def from_ranges(
     {
       "other_range": f"{accuracies[best]:.0%} of the first images are right with "
       f"pixels in [{low:g}, {high:g}], and {accuracies[given]:.0%} in [{given[0]:g}, "
-      f"{given[1]:g}]: the model seems to take --input_range={low:g},{high:g}"
+      f"{given[1]:g}]: the model seems to take `input_range={low:g},{high:g}`"
     }
   )
 
@@ -134,7 +135,7 @@ def from_outcomes(
       found["no_better_than_chance"] = (
         f"without an attack {right.mean():.1%} of the images are right, and by chance "
         f"{chance:.1%} would be. The model may be for other data, other pixels "
-        "(--input_range) or classes in another order (--first_label)"
+        "(`input_range`) or classes in another order (`first_label`)"
       )
     for one in sequence:
       needed = _CLASSES.get(one.removeprefix(TRANSFER), 0)

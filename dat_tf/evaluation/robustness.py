@@ -125,7 +125,7 @@ class Evaluator:
     if not (images.min() >= -_ROUNDING and images.max() <= 1.0 + _ROUNDING):
       raise UserError(
         f"Pixels reach from {images.min():g} to {images.max():g}: bring the images to "
-        "[0, 1]; a model that takes another range gets it by --input_range."
+        "[0, 1]; a model that takes another range gets it by `input_range`."
       )
     if not self._is_tried:
       self._is_tried = True
@@ -224,6 +224,6 @@ def finite(logits: np.ndarray, when: str = "as they are") -> np.ndarray:
   if bad:
     raise UserError(
       f"The logits of {bad} of {len(logits)} images {when} are not finite: the model "
-      "is broken, or takes images in another range than [0, 1] (--input_range)."
+      "is broken, or takes images in another range than [0, 1] (`input_range`)."
     )
   return logits

@@ -34,7 +34,7 @@ class UserModel:
     path: str,
     input_range: tuple[float, float] = (0.0, 1.0),
     probabilities: bool = False,
-    flag: str = "model_path",
+    flag: str = "",
     unsafe: bool = False,
   ):
     """Loads a model.
@@ -46,14 +46,16 @@ class UserModel:
         several outputs that which is called `logits` or `probabilities` is taken.
       input_range: the model's pixels for black and white.
       probabilities: whether it gives probabilities. Logits are then their logarithms.
-      flag: by which the user named it, for messages.
+      flag: by which the user of a program named it, for messages: `model_path`, or
+        `source_model_path`.
       unsafe: whether it may run code of its own (`models.stored`).
 
     Raises:
       UserError: it cannot be loaded, or is not of that kind.
     """
     self._path, self.range, self._probabilities = path, input_range, probabilities
-    self._flag, self._prefix = flag, flag.removesuffix("model_path")
+    self._name = f"`{flag}`={path}" if flag else path
+    self._prefix = flag.removesuffix("model_path")
     if not tf.io.gfile.exists(path):
       raise self._mistake("there is no such file or directory", "mend the path")
     if tf.io.gfile.exists(exported := RunDirectory(path).export):
@@ -61,7 +63,7 @@ class UserModel:
     try:
       self._outputs, self._input = self._load(unsafe)
     except stored.UnopenedError as error:
-      raise UserError(f"--{flag}={error}") from None
+      raise UserError(f"`{flag}`={error}" if flag else str(error)) from None
     except UserError:
       raise
     except Exception as error:  # a model of any kind may fail in any way
@@ -146,7 +148,7 @@ class UserModel:
     if logits.shape != (len(images), num_classes):
       raise self._mistake(
         f"for {len(images)} images it gives numbers of the shape {logits.shape}, and "
-        f"--num_classes={num_classes}",
+        f"`num_classes={num_classes}`",
         "give a model with as many logits as the data have classes",
       )
     finite(logits.numpy())
@@ -171,11 +173,11 @@ class UserModel:
     if self._probabilities:
       raise self._mistake(
         f"it gives no probabilities: those of the first image add up to {sums[0]:g}",
-        f"drop --{self._prefix}probabilities, which says so",
+        f"drop `{self._prefix}probabilities`, which says so",
       )
     raise self._mistake(
       "it gives probabilities, of all classes together 1, where logits are expected",
-      f"set --{self._prefix}probabilities, or better give the model without its last "
+      f"set `{self._prefix}probabilities`, or better give the model without its last "
       "softmax",
     )
 
@@ -229,13 +231,13 @@ class UserModel:
     return values[0]
 
   def _mistake(self, what: str, remedy: str) -> UserError:
-    return UserError(f"--{self._flag}={self._path}: {what}; {remedy}.")
+    return UserError(f"{self._name}: {what}; {remedy}.")
 
 
 def _remedy(wanted: list[Optional[int]], given: list[int]) -> str:
   """What brings images of one shape to a model that takes another; both [B, ...]."""
   if wanted[0] not in (None, given[0]):
-    return f"set --global_batch_size={wanted[0]}"
+    return f"give batches of {wanted[0]} images (`global_batch_size={wanted[0]}`)"
   shape = tuple(given[1:])
   layer = ""
   if wanted[1:] == [math.prod(shape)]:
@@ -247,7 +249,7 @@ def _remedy(wanted: list[Optional[int]], given: list[int]) -> str:
       "save it behind a layer that brings them to its shape, such as "
       f"Sequential([Input({shape}), {layer}, model])"
     )
-  return "give the data that it is for, or --image_size"
+  return "give the data that it is for, or bring them to its size (`image_size`)"
 
 
 @tf.custom_gradient

@@ -94,7 +94,7 @@ def _make(name: str, image_shape: Sequence[int], num_classes: int) -> keras.Mode
   known = [*_OWN, *_APPLICATIONS]
   nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(_OWN)
   raise UserError(
-    f"--model={name}: no such model; the nearest names are {', '.join(nearest)}."
+    f"No model is called {name}; the nearest names are {', '.join(nearest)}."
   )
 
 
@@ -133,15 +133,15 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> keras.Model:
   """
   if name not in _APPLICATIONS:
     raise UserError(
-      f"--initialize_from=imagenet: Keras has no weights for --model={name}; choose a "
-      "network of tf.keras.applications, such as ResNet50, or give a directory."
+      f"Keras has no weights of ImageNet for the model {name}; choose a network of "
+      "tf.keras.applications, such as ResNet50, or begin with a saved model."
     )
   if name.startswith("EfficientNetB"):
     # Keras scales its images by other numbers if it loads weights: see
     # github.com/tensorflow/tensorflow/issues/49930.
     raise UserError(
-      f"--initialize_from=imagenet: with these weights {name} is another network than "
-      "without them; choose EfficientNetV2B0 or a larger one of its kind."
+      f"With the weights of ImageNet {name} is another network than without them; "
+      "choose EfficientNetV2B0 or a larger one of its kind."
     )
   try:
     return _APPLICATIONS[name](
@@ -153,7 +153,7 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> keras.Model:
   except ValueError as error:
     raise _unsuitable(name, image_shape, error) from error
   except Exception as error:  # Keras raises a bare one if it cannot download
-    raise UserError(f"--initialize_from=imagenet: {one_line(error)}") from error
+    raise UserError(f"The weights of ImageNet: {one_line(error)}") from error
 
 
 def _users_own(name: str, image_shape: Sequence[int], num_classes: int) -> keras.Model:
@@ -162,21 +162,22 @@ def _users_own(name: str, image_shape: Sequence[int], num_classes: int) -> keras
     make = getattr(importlib.import_module(module), function)
   except (ImportError, AttributeError, ValueError) as error:
     raise UserError(
-      f"--model={name}: {error}; give package.module:function, and have the package on "
-      "PYTHONPATH."
+      f"The model {name}: {error}; give package.module:function, and have the package "
+      "on PYTHONPATH."
     ) from error
   model = make(tuple(image_shape), num_classes)
   shapes = [getattr(model, end, None) for end in ("input_shape", "output_shape")]
   expected = [(None, *image_shape), (None, num_classes)]
   if not isinstance(model, keras.Model) or shapes != expected:
     raise UserError(
-      f"--model={name} must return a Keras model from {expected[0]} to {expected[1]}; "
-      f"it returned {type(model).__name__}, from {shapes[0]} to {shapes[1]}."
+      f"The model {name} must return a Keras model from {expected[0]} to "
+      f"{expected[1]}; it returned {type(model).__name__}, from {shapes[0]} to "
+      f"{shapes[1]}."
     )
   return model
 
 
 def _unsuitable(name: str, image_shape: Sequence[int], error: Exception) -> UserError:
   return UserError(
-    f"--model={name} does not take images of shape {tuple(image_shape)}: {error}"
+    f"The model {name} does not take images of shape {tuple(image_shape)}: {error}"
   )

@@ -123,7 +123,7 @@ def _refuse_code(path: str) -> None:
   if found:
     raise UnopenedError(
       f"{path} holds code of its own ({', '.join(found[:5])}), which could do whatever "
-      "you can: if you trust who made it, set --unsafe_model."
+      "you can: if you trust who made it, open it as unsafe (`unsafe_model`)."
     )
 
 

@@ -37,7 +37,7 @@ def copy_weights_by_layer(source: keras.Model, target: keras.Model) -> bool:
   if not len(ours) - 1 <= len(theirs) <= len(ours):
     raise UserError(
       f"{source.name} has {len(theirs)} layers with weights, {target.name} has "
-      f"{len(ours)}: --initialize_from and --model must be one architecture."
+      f"{len(ours)}: source and target must be of one architecture."
     )
   is_new = len(theirs) < len(ours) or _shapes(theirs[-1]) != _shapes(ours[-1])
   number = len(ours) - is_new
@@ -45,8 +45,8 @@ def copy_weights_by_layer(source: keras.Model, target: keras.Model) -> bool:
     if _shapes(there) != _shapes(here):
       raise UserError(
         f"Layer {there.name} of {source.name} has weights of shapes {_shapes(there)}, "
-        f"{here.name} of {target.name} has {_shapes(here)}: --initialize_from and "
-        "--model must be one architecture."
+        f"{here.name} of {target.name} has {_shapes(here)}: source and target "
+        "must be of one architecture."
       )
   for there, here in zip(theirs[:number], ours[:number]):
     for value, variable in zip(there.weights, here.weights):
@@ -76,7 +76,7 @@ def layer_rate_factors(model: keras.Model, decay: float) -> dict[str, float]:
     for variable in layer.trainable_weights:
       if factors.setdefault(variable.name, decay**depth) != decay**depth:
         raise UserError(
-          "--layer_decay tells layers apart by the names of their weights, and two "
+          "`layer_decay` tells layers apart by the names of their weights, and two "
           f"have {variable.name}: give the network's layers different names."
         )
   return factors

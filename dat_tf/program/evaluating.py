@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from dat_tf import config as config_lib
 from dat_tf.base import files, stack
-from dat_tf.base.errors import UserError
+from dat_tf.base.errors import UserError, with_flags
 from dat_tf.data import pipeline, records, shards
 from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey
 from dat_tf.monitoring import Progress, read_results
@@ -144,16 +144,14 @@ def _survey(run: Run, whole: shards.Shard, trainee: Optional[Trainee]) -> Survey
       config.model_path,
       config.input_range,
       config.probabilities,
-      unsafe=config.unsafe_model,
+      "model_path",
+      config.unsafe_model,
     )
     model.check(data.first_batch(), config.num_classes)
     if cluster.is_chief:
       images, labels, _ = data.first(_LARGEST_TRIAL)
-      checks.show(
-        checks.from_ranges(
-          model.accuracies(images, labels, data.batch_size), model.range
-        )
-      )
+      accuracies = model.accuracies(images, labels, data.batch_size)
+      checks.show(_with_flags(checks.from_ranges(accuracies, model.range)))
     classifier: Any = model
     weights = files.fingerprint(config.model_path)
   else:
@@ -188,9 +186,17 @@ def _write_warnings(
   """What the probes and the outcomes of attacks, earlier ones too, warn of."""
   found = checks.from_probes(probes)
   found += checks.from_outcomes(work.done(names), probes, run.config.num_classes)
+  found = _with_flags(found)
   count = len(probes["example_id"]) if probes else 0
   run.write_results({"warnings": found, "probed_images": count})
   return found
+
+
+def _with_flags(warnings: checks.Warnings) -> checks.Warnings:
+  return [
+    {**each, "message": with_flags(each["message"], config_lib.FLAGS)}
+    for each in warnings
+  ]
 
 
 def _source(

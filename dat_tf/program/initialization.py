@@ -32,7 +32,10 @@ def source_model(
     UserError: nothing of the kind is there, or it holds code of its own.
   """
   if initialize_from == "imagenet":
-    return models.make_pretrained(name, image_shape)
+    try:
+      return models.make_pretrained(name, image_shape)
+    except UserError as error:
+      raise UserError(f"--initialize_from=imagenet: {error}") from error
   checkpoints = RunDirectory(initialize_from).checkpoints
   export = RunDirectory(initialize_from).export
   is_run = tf.io.gfile.exists(export)

@@ -68,7 +68,6 @@ def run_script(main: Callable[[Sequence[str]], Optional[int]]) -> None:
   other mistake of the user.
   """
 
-  @exit_on_user_error
   def parse_and_run(argv: Sequence[str]) -> Optional[int]:
     app.define_help_flags()
     try:
@@ -81,4 +80,4 @@ def run_script(main: Callable[[Sequence[str]], Optional[int]]) -> None:
       print("Interrupted.", file=sys.stderr)
       return 128 + signal.SIGINT
 
-  sys.exit(parse_and_run(sys.argv))
+  sys.exit(exit_on_user_error(parse_and_run, frozenset(flags.FLAGS))(sys.argv))

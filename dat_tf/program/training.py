@@ -126,7 +126,12 @@ def _initialize(run: Run, classifier: keras.Model) -> None:
     run.inputs.image_shape,
     config.unsafe_model,
   )
-  is_new = transfer.copy_weights_by_layer(source, classifier)
+  try:
+    is_new = transfer.copy_weights_by_layer(source, classifier)
+  except UserError as error:
+    raise UserError(
+      f"--initialize_from={config.initialize_from} and --model={config.model}: {error}"
+    ) from error
   if run.workers.is_chief:
     head = "; its last layer is new" if is_new else ""
     print(f"{config.model} begins with {config.initialize_from}{head}.", flush=True)

@@ -46,7 +46,7 @@ def write_report(model_dir: str, others: Sequence[str] = ()) -> str:
   except tf.errors.OpError as error:
     raise UserError(
       f"{path} cannot be written ({one_line(error)}): make room, or choose another "
-      "--model_dir."
+      "`model_dir`."
     ) from None
   return path
 

@@ -73,7 +73,7 @@ def meet(addresses: Sequence[str], index: int, timeout: float) -> None:
       )
       if now - started > timeout:
         raise UserError(
-          f"Worker {index} has waited {timeout:g} s (--start_timeout) for {who}: start "
+          f"Worker {index} has waited {timeout:g} s (`start_timeout`) for {who}: start "
           "the same command there, or mend TF_CONFIG."
         )
       if now > next_word:

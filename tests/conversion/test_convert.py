@@ -370,12 +370,12 @@ class BeamTest(Case):
     self.assertEqual([n for n in os.listdir(self.directory) if n[0] == "."], [])
 
   def test_unknown_runner(self):
-    with self.assertRaisesRegex(UserError, "^--runner=NoneSuch: .*DirectRunner"):
+    with self.assertRaisesRegex(UserError, "^`runner=NoneSuch`: .*DirectRunner"):
       beam.writer("NoneSuch", [])
 
   def test_images_in_memory_are_refused(self):
     images = np.zeros((COUNT, 2, 2, 1), np.uint8)
-    with self.assertRaisesRegex(UserError, "--runner needs images that lie in files"):
+    with self.assertRaisesRegex(UserError, "`runner` needs images that lie in files"):
       self.convert(
         ArrayItems(COUNT, None), functools.partial(conversion.array_record, images)
       )

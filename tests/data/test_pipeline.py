@@ -330,7 +330,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     stream = collect(dataset)
     self.assertEqual(stream["label"].dtype, np.float32)
     self.assertAllEqual(stream["label"], [soft, [0, 0, 0]])
-    with self.assertRaisesRegex(UserError, "for 3 classes, and --num_classes=10"):
+    with self.assertRaisesRegex(UserError, "for 3 classes, and `num_classes=10`"):
       self.evaluation(shard, **settings)
     write(path, [example(**common, label__soft=2 * soft), example(**common)])
     shard = shards.shard_files([path], 0, 1)
@@ -370,7 +370,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     flip_byte(paths[0], 2 * frame + 40)  # Data.
     flip_byte(paths[2], 1)  # A length.
     flip_byte(paths[2], 4 * frame + 40)
-    with self.assertRaisesRegex(UserError, "--skip_bad_records"):
+    with self.assertRaisesRegex(UserError, "`skip_bad_records`"):
       shards.shard_files([paths[2]], 0, 1)
     bad = [example_id(*each) for each in ((0, 2), (2, 0), (2, 4))]
     left = sorted(set(all_ids(sizes)) - set(bad))
@@ -396,7 +396,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
       start = f"{path}: record {number} (counted from 0) "
       self.assertLen([line for line in lines if line.startswith(start)], 1)
     shards.check_bad_records(lines, 3)
-    with self.assertRaisesRegex(UserError, r"^3 records are bad.*=2: ") as caught:
+    with self.assertRaisesRegex(UserError, r"^3 records are bad.*=2`: ") as caught:
       shards.check_bad_records(lines, 2)
     for line in lines:
       self.assertIn(line, str(caught.exception))

@@ -83,7 +83,7 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
   def test_a_missing_label_is_allowed_only_in_unlabelled_data(self, form):
     labelled, unlabelled = record_of(form, label=form.first_label), record_of(form)
     write(self.path, [unlabelled, labelled])
-    with self.assertRaisesRegex(UserError, "have no labels.*--unlabeled_data"):
+    with self.assertRaisesRegex(UserError, "have no labels.*`unlabeled_data`"):
       records.detect_form(self.path)
     found = records.detect_form(self.path, needs_label=False)
     self.assertEqual(found, dataclasses.replace(form, needs_label=False))
@@ -384,7 +384,7 @@ class ExplainTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(10, -1)
   def test_label_out_of_range(self, label):
     self.assert_names_it(
-      self.explain(bare_pixels(label)), f"label {label} ", "[0, 10)", "--first_label"
+      self.explain(bare_pixels(label)), f"label {label} ", "[0, 10)", "`first_label`"
     )
 
   def test_label_after_first_label_was_taken_off(self):

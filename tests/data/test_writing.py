@@ -35,7 +35,7 @@ class WritingTest(tf.test.TestCase):
 
   def test_a_directory_that_no_pattern_could_name(self):
     for name in ("lr[0.1]", "what?", "all*", "a\\b", "a,b", "a\nb"):
-      with self.assertRaisesRegex(UserError, "--output_dir=.*pattern"):
+      with self.assertRaisesRegex(UserError, "`output_dir`=.*pattern"):
         writing.write_shards([b"x"], self.path(name), "train", 1)
     self.assertEqual(os.listdir(self.directory), [])
 

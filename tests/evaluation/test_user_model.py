@@ -87,7 +87,7 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
         if shares[given] == 1.0:
           self.assertEmpty(found)
         else:
-          self.assertIn(f"--input_range={low:g},{high:g}", found[0]["message"])
+          self.assertIn(f"`input_range={low:g},{high:g}`", found[0]["message"])
     self.assertLess(shares[0.0, 1.0], 1.0)
 
   def path(self, name="model"):
@@ -152,7 +152,7 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
       path = self.plain(logits)
     if tf.io.gfile.exists(self.path("witness")):
       tf.io.gfile.remove(self.path("witness"))
-    with self.assertRaisesRegex(UserError, "operation WriteFile.*--unsafe_model"):
+    with self.assertRaisesRegex(UserError, "operation WriteFile.*`unsafe_model`"):
       UserModel(path)
     UserModel(path, unsafe=True)(tf.constant(IMAGES))
     self.assertTrue(tf.io.gfile.exists(self.path("witness")))
@@ -161,7 +161,7 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaisesRegex(UserError, pattern) as caught:
       model().check(images, num_classes)
     self.assertNotIn("\n", str(caught.exception))
-    self.assertIn(f"--model_path={self.folder}", str(caught.exception))
+    self.assertStartsWith(str(caught.exception), str(self.folder))
 
   def assert_taken(self, model):
     model.check(IMAGES, CLASSES)
@@ -269,12 +269,12 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_probabilities_passed_as_logits(self):
     path = self.saved(keras_model(tf.keras.layers.Softmax()))
-    self.assert_refused(lambda: UserModel(path), "gives probabilities.*--probabilities")
+    self.assert_refused(lambda: UserModel(path), "gives probabilities.*`probabilities`")
 
   def test_logits_passed_as_probabilities(self):
     path = self.saved(keras_model())
     self.assert_refused(
-      lambda: UserModel(path, probabilities=True), "no probabilities.*drop --prob"
+      lambda: UserModel(path, probabilities=True), "no probabilities.*drop `prob"
     )
 
   def test_logits_that_add_up_to_one_are_logits(self):
@@ -301,7 +301,7 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
       lambda: UserModel(path), "images of any x 28 x 28 x 3.*would get 5 x 3 x 4 x 1"
     )
     path = self.plain(lambda module, x: module.logits(x), shape=(1, *SHAPE))
-    self.assert_refused(lambda: UserModel(path), "1 x 3 x 4 x 1.*--global_batch_size")
+    self.assert_refused(lambda: UserModel(path), "1 x 3 x 4 x 1.*`global_batch_size=1`")
 
   @parameterized.parameters(
     ((1, 3, 4), "Permute((3, 1, 2))", tf.keras.layers.Permute((3, 1, 2))),
@@ -318,7 +318,7 @@ class UserModelTest(tf.test.TestCase, parameterized.TestCase):
   def test_another_number_of_classes(self):
     path = self.saved(keras_model())
     self.assert_refused(
-      lambda: UserModel(path), r"\(5, 3\), and --num_classes=10", num_classes=10
+      lambda: UserModel(path), r"\(5, 3\), and `num_classes=10`", num_classes=10
     )
 
   def test_a_model_of_words(self):

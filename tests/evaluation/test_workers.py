@@ -306,13 +306,13 @@ class WorkersTest(FolderCase):
   def test_mistakes_are_one_line(self):
     for name, more, pattern in (
       ("a", {"attacks": "pgd-5,autoatack"}, "No attack is called autoatack"),
-      ("b", {"num_classes": 12}, "--num_classes=12"),
-      ("c", {"probabilities": True}, "drop --probabilities"),
-      ("e", {"attacks": "transfer-fgsm"}, "--source_model_path"),
+      ("b", {"num_classes": 12}, "`num_classes=12`"),
+      ("c", {"probabilities": True}, "drop `probabilities`"),
+      ("e", {"attacks": "transfer-fgsm"}, "`source_model_path`"),
       (
         "f",
         {"source_model_path": "no/model"},
-        "--source_model_path=no/model: there is",
+        "`source_model_path`=no/model: there is",
       ),
     ):
       with self.assertRaisesRegex(RuntimeError, f"UserError: .*{pattern}"):

@@ -96,7 +96,7 @@ class CopyTest(TransferTest):
     self.assert_refused(
       lambda: copy(network("abcd", (4, 5, 5, 3))),
       "net has 7 layers with weights, net has 5",
-      "--initialize_from and --model",
+      "must be of one architecture",
     )
     # Shorter by one, but not by its head.
     self.assert_refused(lambda: copy(network("ab", (4, 3))), "has 3 layers", "has 5")
@@ -105,7 +105,7 @@ class CopyTest(TransferTest):
       lambda: copy(network(units=(4, 6, 3))),
       "Layer b of net has weights of shapes [(4, 6), (6,)]",
       "[(4, 5), (5,)]",
-      "--initialize_from and --model",
+      "must be of one architecture",
     )
     self.assert_refused(lambda: copy(network(pixels=5)), "(5, 4)", "(4, 4)")
     self.assert_same(before, target.get_weights())
@@ -203,14 +203,14 @@ class ApplicationTest(TransferTest):
   def test_what_keras_has_no_weights_for(self):
     self.assert_refused(
       lambda: make_pretrained("small_cnn", SHAPE),
-      "--initialize_from=imagenet",
-      "--model=small_cnn",
+      "weights of ImageNet",
+      "small_cnn",
       "ResNet50",
     )
 
   def test_what_keras_changes_where_it_loads_weights(self):
     self.assert_refused(
-      lambda: make_pretrained("EfficientNetB0", SHAPE), "imagenet", "EfficientNetV2B0"
+      lambda: make_pretrained("EfficientNetB0", SHAPE), "ImageNet", "EfficientNetV2B0"
     )
 
   def test_a_download_that_fails(self):
@@ -220,18 +220,18 @@ class ApplicationTest(TransferTest):
     with mock.patch.dict(registry._APPLICATIONS, ResNet50=constructor):
       self.assert_refused(
         lambda: make_pretrained("ResNet50", SHAPE),
-        "--initialize_from=imagenet: URL fetch failure",
+        "The weights of ImageNet: URL fetch failure",
         "https://host/file: Name unknown",
       )
 
   def test_images_that_it_does_not_take(self):
     self.assert_refused(
-      lambda: make_pretrained("ResNet50", (8, 8, 3)), "--model=ResNet50", "(8, 8, 3)"
+      lambda: make_pretrained("ResNet50", (8, 8, 3)), "model ResNet50", "(8, 8, 3)"
     )
 
   def test_dense_layers_before_the_last_bind_the_size(self):
     self.assert_refused(
-      lambda: make_pretrained("VGG16", (64, 64, 3)), "--model=VGG16", "(224, 224, 3)"
+      lambda: make_pretrained("VGG16", (64, 64, 3)), "model VGG16", "(224, 224, 3)"
     )
 
 

@@ -229,7 +229,7 @@ class WorkersTest(InputsCase):
       ):
         self.assertStartsWith(said[name], "Worker 2 sees other files than worker 0")
         self.assertIn(word, said[name])
-        self.assertIn("--data_is_local", said[name])
+        self.assertIn("`data_is_local`", said[name])
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ class FashionMnistTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_without_a_source_and_without_tfds(self):
     with mock.patch.dict(sys.modules, tensorflow_datasets=None):
-      with self.assertRaisesRegex(UserError, "ModuleNotFoundError.*--source"):
+      with self.assertRaisesRegex(UserError, "ModuleNotFoundError.*`source`"):
         build_fashion_mnist.build(None, self.output, 2)
 
   def test_program_ends_a_mistake_with_one_line_and_code_2(self):

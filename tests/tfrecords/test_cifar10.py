@@ -127,7 +127,7 @@ class Cifar10Test(tf.test.TestCase, parameterized.TestCase):
 
   def test_without_a_source_and_without_tfds(self):
     with mock.patch.dict(sys.modules, tensorflow_datasets=None):
-      with self.assertRaisesRegex(UserError, "ModuleNotFoundError.*--source"):
+      with self.assertRaisesRegex(UserError, "ModuleNotFoundError.*`source`"):
         build_cifar10.build(None, self.output, 2)
 
   def assert_refused(self, pattern, source):

@@ -114,7 +114,7 @@ class FolderTest(tf.test.TestCase, parameterized.TestCase):
     for name in ("Ant/bad.jpg", "zebra/worse.png"):
       self.add(name, b"no image")
     named = "2 images cannot be read: .*/Ant/bad.jpg is .*; .*/zebra/worse.png .*: put"
-    with self.assertRaisesRegex(UserError, f"{named} .*--skip_bad_images"):
+    with self.assertRaisesRegex(UserError, f"{named} .*`skip_bad_images`"):
       self.build("--test_fraction=0")
     stdout, stderr = self.build("--test_fraction=0", "--skip_bad_images")
     for name in ("Ant/bad.jpg", "zebra/worse.png"):

@@ -152,7 +152,7 @@ class MeetTest(PeersCase):
     word, end = err.splitlines()
     missing = f"worker 1 at {addresses[1]} (Connection refused)"
     self.assertEqual(word, f"Worker 0 is waiting for {missing} ...")
-    self.assertIn(f"has waited 1.5 s (--start_timeout) for {missing}: start", end)
+    self.assertIn(f"has waited 1.5 s (`start_timeout`) for {missing}: start", end)
 
   def test_a_host_that_does_not_exist(self):
     own = free_addresses(1)
