@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from dat_tf.monitoring import picture_grid
-from dat_tf.reporting.runs import Run
+from dat_tf.reporting.runs import RunRecord
 
 # Of each run; a page should stay small enough to be sent.
 _MOST = 12
 
 
-def gallery(run: Run) -> dict[str, Any]:
+def gallery(run: RunRecord) -> dict[str, Any]:
   """What the page shows of a run's images, pictures as data URIs.
 
   The perturbations are stretched alike, so that the largest change of a pixel is black
@@ -41,17 +41,17 @@ def gallery(run: Run) -> dict[str, Any]:
   return {"run": run.name, "magnification": magnification, "pictures": pictures}
 
 
-def gallery_png(run: Run) -> bytes:
+def gallery_png(run: RunRecord) -> bytes:
   """The same as one picture, a PNG file."""
   return _png(picture_grid(*_first(run)))
 
 
-def _first(run: Run) -> list[np.ndarray]:
+def _first(run: RunRecord) -> list[np.ndarray]:
   names = ("image", "adversarial", "label", "prediction", "adversarial_prediction")
   return [run.probes[f"gallery_{name}"][:_MOST] for name in names]
 
 
-def _confidence(run: Run, name: str, index: int) -> Any:
+def _confidence(run: RunRecord, name: str, index: int) -> Any:
   return float(run.probes[name][index]) if name in run.probes else None
 
 

@@ -18,7 +18,7 @@ from dat_tf.base.errors import UserError, one_line
 from dat_tf.base.run_directory import RunDirectory
 from dat_tf.reporting import gallery, plots, tables, theme
 from dat_tf.reporting.plot import Plot, own_name
-from dat_tf.reporting.runs import Run, holds_run, read_runs
+from dat_tf.reporting.runs import RunRecord, holds_run, read_runs
 
 
 def write_report(model_dir: str, others: Sequence[str] = ()) -> str:
@@ -51,7 +51,7 @@ def write_report(model_dir: str, others: Sequence[str] = ()) -> str:
   return path
 
 
-def _render(runs: Sequence[Run], directory: str) -> str:
+def _render(runs: Sequence[RunRecord], directory: str) -> str:
   """The page's text; the plots' files are written on the way."""
   tf.io.gfile.makedirs(directory)
   for plot in tf.io.gfile.glob(os.path.join(directory, "*.png")):
@@ -115,7 +115,7 @@ def _write(directory: str, name: str, png: bytes) -> None:
       file.write(png)
 
 
-def _warnings(runs: Sequence[Run]) -> list[dict[str, str]]:
+def _warnings(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
   return [
     {"run": run.name if len(runs) > 1 else "", **warning}
     for run in runs
@@ -123,7 +123,7 @@ def _warnings(runs: Sequence[Run]) -> list[dict[str, str]]:
   ]
 
 
-def _about(run: Run) -> str:
+def _about(run: RunRecord) -> str:
   """What was measured, in a line."""
   parts = [
     run.settings.get("model_path") or run.settings.get("model"),
@@ -135,7 +135,7 @@ def _about(run: Run) -> str:
   return ", ".join(part for part in parts if part)
 
 
-def _tiles(run: Run) -> list[tuple[str, tables.Cell]]:
+def _tiles(run: RunRecord) -> list[tuple[str, tables.Cell]]:
   """The few figures that one looks for first."""
   clean, examples = (
     run.results.get(key) for key in ("standard_accuracy", "test_examples")

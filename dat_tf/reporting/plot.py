@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from dat_tf.reporting.runs import Run
+from dat_tf.reporting.runs import RunRecord
 from dat_tf.reporting.theme import MARKERS, Figure, Theme
 
 # Inches; as wide as a phone.
@@ -54,7 +54,7 @@ class Line(NamedTuple):
 
 
 def line_plot(
-  runs: Sequence[Run],
+  runs: Sequence[RunRecord],
   lines: Sequence[Line],
   name: str,
   title: str,
@@ -131,7 +131,7 @@ def make_axes(height: float = 3.1) -> tuple[Figure, Axes]:
 def add_legend(
   figure: Figure,
   theme: Theme,
-  runs: Sequence[Run],
+  runs: Sequence[RunRecord],
   present: set[int],
   kinds: Sequence[Line2D],
 ) -> None:
@@ -158,12 +158,12 @@ def sample(color: str, label: str, **style: Any) -> Line2D:
   return Line2D([], [], color=color, label=label, **style)
 
 
-def own_name(name: str, runs: Sequence[Run], index: int) -> str:
+def own_name(name: str, runs: Sequence[RunRecord], index: int) -> str:
   """The name of a file that is one run's alone."""
   return name if len(runs) == 1 else f"{name}_{index + 1}"
 
 
-def own_title(title: str, runs: Sequence[Run], index: int) -> str:
+def own_title(title: str, runs: Sequence[RunRecord], index: int) -> str:
   """The title of a plot that is one run's alone."""
   return title if len(runs) == 1 else f"{title}: {runs[index].name}"
 

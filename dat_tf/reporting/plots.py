@@ -25,7 +25,7 @@ from dat_tf.reporting.plot import (
   percents,
   sample,
 )
-from dat_tf.reporting.runs import Run, num_classes
+from dat_tf.reporting.runs import RunRecord, num_classes
 from dat_tf.reporting.theme import MARKERS, Figure, Theme
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
@@ -34,7 +34,7 @@ NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 MOST_CLASSES = 30
 
 
-def strength_plots(runs: Sequence[Run]) -> Iterator[Plot]:
+def strength_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
   """Accuracy against the radius and the steps of an attack; the loss around images."""
   # A radius of one norm says nothing about another's.
   for norm in dict.fromkeys(run.norm for run in runs if "epsilons" in run.probes):
@@ -50,7 +50,7 @@ def strength_plots(runs: Sequence[Run]) -> Iterator[Plot]:
       if key in run.probes
     ]
 
-    def mark(axes: Axes, theme: Theme, shown: dict[int, Run] = shown) -> None:
+    def mark(axes: Axes, theme: Theme, shown: dict[int, RunRecord] = shown) -> None:
       for i, run in shown.items():
         if run.epsilon is not None:
           axes.axvline(run.epsilon, color=theme.run(i), linewidth=0.8, zorder=0.5)
@@ -111,7 +111,7 @@ def strength_plots(runs: Sequence[Run]) -> Iterator[Plot]:
   yield from _surface_plots(runs)
 
 
-def _probed(runs: Iterable[Run]) -> str:
+def _probed(runs: Iterable[RunRecord]) -> str:
   """How many images plots of probes are of."""
   ids = [run.probes["example_id"] for run in runs if "example_id" in run.probes]
   counts = sorted({len(some) for some in ids})
@@ -131,7 +131,7 @@ _CURVES = (
 )
 
 
-def training_plots(runs: Sequence[Run]) -> Iterator[Plot]:
+def training_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
   """What TensorBoard has of the training."""
   trained = [i for i, run in enumerate(runs) if run.curves and run.batch_size]
   # Runs with other batches have seen as many images after other numbers of steps.
@@ -179,7 +179,7 @@ def training_plots(runs: Sequence[Run]) -> Iterator[Plot]:
       yield line_plot(runs, lines, f"training_{tag}", title, caption, xlabel, ylabel)
 
 
-def class_plots(runs: Sequence[Run]) -> Iterator[Plot]:
+def class_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
   """Accuracy by class, and which class is taken for which."""
   shown = [i for i, run in enumerate(runs) if run.outcomes]
   if not shown:
@@ -190,7 +190,7 @@ def class_plots(runs: Sequence[Run]) -> Iterator[Plot]:
       yield _confusion_plot(runs, i)
 
 
-def by_class(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def by_class(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
   """Clean accuracy and that under the most harmful attack, [classes] each.
 
   NaN for a class of which there is no image.
@@ -205,7 +205,7 @@ def by_class(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return right[0] / count, right[1] / count
 
 
-def confusion(run: Run) -> np.ndarray:
+def confusion(run: RunRecord) -> np.ndarray:
   """[classes, classes]: of the images of a class (row), the share taken for another.
 
   Under the most harmful attack; 0 in the rows of classes without an image.
@@ -216,7 +216,7 @@ def confusion(run: Run) -> np.ndarray:
   return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
-def _surface_plots(runs: Sequence[Run]) -> Iterator[Plot]:
+def _surface_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
   """The loss around images, a plot a run, on one scale."""
   surfaces = {
     i: run.probes["surface"]
@@ -258,7 +258,7 @@ def _surface_plots(runs: Sequence[Run]) -> Iterator[Plot]:
     )
 
 
-def _classes_plot(runs: Sequence[Run], shown: Sequence[int]) -> Plot:
+def _classes_plot(runs: Sequence[RunRecord], shown: Sequence[int]) -> Plot:
   shares = {i: by_class(runs[i]) for i in shown}
   classes = max(num_classes(runs[i]) for i in shown)
   few = classes <= MOST_CLASSES
@@ -318,7 +318,7 @@ def _classes_plot(runs: Sequence[Run], shown: Sequence[int]) -> Plot:
   )
 
 
-def _confusion_plot(runs: Sequence[Run], index: int) -> Plot:
+def _confusion_plot(runs: Sequence[RunRecord], index: int) -> Plot:
   run = runs[index]
   shares = confusion(run)
   classes = len(shares)

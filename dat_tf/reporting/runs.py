@@ -49,7 +49,7 @@ class Outcomes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunRecord:
   """One run.
 
   Attributes:
@@ -93,14 +93,14 @@ class Run:
     return None if value is None else int(value)
 
 
-def num_classes(run: Run) -> int:
+def num_classes(run: RunRecord) -> int:
   """How many classes the outcomes of a run's attacks tell of, at least."""
   first = run.outcomes[0]
   classes = (first.label, first.prediction, first.adversarial_prediction)
   return 1 + max(int(numbers.max()) for numbers in classes)
 
 
-def read_runs(directories: Sequence[str]) -> list[Run]:
+def read_runs(directories: Sequence[str]) -> list[RunRecord]:
   """Reads runs' directories.
 
   Raises:
@@ -128,7 +128,7 @@ def _names(directories: Sequence[str]) -> list[str]:
   return names
 
 
-def _read(name: str, directory: str) -> Run:
+def _read(name: str, directory: str) -> RunRecord:
   if not holds_run(directory):
     raise UserError(
       f"{directory} holds neither results.json nor logs/: name the directory of a run."
@@ -157,7 +157,7 @@ def _read(name: str, directory: str) -> Run:
   if probes and str(probes["fingerprint"]) != measured:
     probes = {}
   settings = config_lib.load(directory)
-  return Run(
+  return RunRecord(
     name,
     results,
     dataclasses.asdict(settings) if settings else {},

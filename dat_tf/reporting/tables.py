@@ -12,7 +12,7 @@ import numpy as np
 
 from dat_tf import config as config_lib
 from dat_tf.reporting import plots
-from dat_tf.reporting.runs import Run, num_classes
+from dat_tf.reporting.runs import RunRecord, num_classes
 
 # Classes of which a table of all pairs has its place in memory.
 _MOST_PAIRS = 4096
@@ -48,7 +48,7 @@ class Table(NamedTuple):
   rows: list[tuple[str, list[Cell]]]
 
 
-def accuracy_table(runs: Sequence[Run]) -> Optional[Table]:
+def accuracy_table(runs: Sequence[RunRecord]) -> Optional[Table]:
   """Clean, under each attack, and by proof."""
 
   def measured(key: str) -> list[Cell]:
@@ -81,35 +81,35 @@ def accuracy_table(runs: Sequence[Run]) -> Optional[Table]:
   )
 
 
-def communication_table(runs: Sequence[Run]) -> Optional[Table]:
+def communication_table(runs: Sequence[RunRecord]) -> Optional[Table]:
   """What a training step sends, how fast it is, and where the time goes."""
 
-  def figure(key: str, unit: str = "", digits: int = 0) -> Callable[[Run], str]:
-    def text(run: Run) -> str:
+  def figure(key: str, unit: str = "", digits: int = 0) -> Callable[[RunRecord], str]:
+    def text(run: RunRecord) -> str:
       value = run.results.get(key)
       return "" if value is None else f"{value:,.{digits}f}{unit}"
 
     return text
 
-  def median(tag: str, form: str) -> Callable[[Run], str]:
-    def text(run: Run) -> str:
+  def median(tag: str, form: str) -> Callable[[RunRecord], str]:
+    def text(run: RunRecord) -> str:
       curve = run.curves.get(f"train/{tag}")
       return "" if curve is None else form.format(np.median(curve[1]))
 
     return text
 
-  def part_of_fp32(run: Run) -> str:
+  def part_of_fp32(run: RunRecord) -> str:
     sent, full = (
       run.results.get(key) for key in ("bytes_sent_per_step", "fp32_bytes_per_step")
     )
     return f"{sent / full:.3f}" if sent is not None and full else ""
 
-  def all_reduce(run: Run) -> str:
+  def all_reduce(run: RunRecord) -> str:
     name = run.settings.get("all_reduce", "")
     quantized = name in ("auto", "one_sided", "two_sided")
     return f"{name}, {run.settings['bits']} bits" if quantized else name
 
-  rows: list[tuple[str, Callable[[Run], str]]] = [
+  rows: list[tuple[str, Callable[[RunRecord], str]]] = [
     ("Workers", figure("num_workers")),
     ("All-reduce", all_reduce),
     ("Images of a step", figure("global_batch_size")),
@@ -132,7 +132,7 @@ def communication_table(runs: Sequence[Run]) -> Optional[Table]:
   )
 
 
-def settings_table(runs: Sequence[Run]) -> Optional[Table]:
+def settings_table(runs: Sequence[RunRecord]) -> Optional[Table]:
   """The flags that differ between runs; of a single run, from their defaults."""
   known = [run for run in runs if run.settings]
   if not known:
@@ -167,10 +167,10 @@ def settings_table(runs: Sequence[Run]) -> Optional[Table]:
   return table
 
 
-def software_table(runs: Sequence[Run]) -> Optional[Table]:
+def software_table(runs: Sequence[RunRecord]) -> Optional[Table]:
   """The versions that trained and, where they were others, that evaluated."""
 
-  def cell(run: Run, part: str) -> Cell:
+  def cell(run: RunRecord, part: str) -> Cell:
     trained, evaluated = (
       run.results.get(key, {}).get(part, "")
       for key in ("trained_with", "evaluated_with")
@@ -187,7 +187,7 @@ def software_table(runs: Sequence[Run]) -> Optional[Table]:
   return _table("The versions that the figures come from.", "Software", runs, rows)
 
 
-def confused_tables(run: Run, most: int = 20) -> list[Table]:
+def confused_tables(run: RunRecord, most: int = 20) -> list[Table]:
   """The pairs of classes most often confused; of a run with too many for a plot."""
   if not run.outcomes or not plots.MOST_CLASSES < num_classes(run) <= _MOST_PAIRS:
     return []
@@ -217,14 +217,14 @@ def accuracy_cell(accuracy: Optional[float], examples: Optional[int]) -> Cell:
   return Cell(text, interval, accuracy)
 
 
-def ball(run: Run) -> str:
+def ball(run: RunRecord) -> str:
   """Norm and radius of the perturbations, empty if they are not known."""
   if run.norm is None or run.epsilon is None:
     return ""
   return f"{plots.NORMS.get(run.norm, run.norm)}, ε = {number(run.epsilon)}"
 
 
-def _worst(run: Run) -> Cell:
+def _worst(run: RunRecord) -> Cell:
   """Of attacks whose outcomes are known on the same examples."""
   outcomes = run.outcomes
   same = [
@@ -260,7 +260,7 @@ def number(value: float) -> str:
 def _table(
   caption: str,
   corner: str,
-  runs: Sequence[Run],
+  runs: Sequence[RunRecord],
   rows: Sequence[tuple[str, list[Cell]]],
 ) -> Optional[Table]:
   """Without the rows that are empty; None if all are."""
