@@ -3,7 +3,7 @@
 all_reduce = MeanAllReduce(options)                                 # float32
 all_reduce = MeanAllReduce(options, dtype=tf.float16)
 all_reduce = QuantizedAllReduce(BucketQuantizer(bits=4), options)   # two-sided
-means, figures = all_reduce(tensors, names, step)                   # on a replica
+means, metrics = all_reduce(tensors, names, step)                   # on a replica
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Optional, Protocol
 
 import tensorflow as tf
 
-from dat_tf.communication.timing import arrivals, milliseconds
+from dat_tf.communication.timing import arrivals, elapsed_ms
 
 Figures = dict[str, tf.Tensor]
 
@@ -114,7 +114,7 @@ class MeanAllReduce:
     narrow = [tf.cast(tensor, tf.float32) for tensor in narrow]
     means = merged(narrow, mean(wide, self._options), is_narrow)
     means, end = arrivals(means)
-    return means, {"reduction_ms": milliseconds(start, end)}
+    return means, {"reduction_ms": elapsed_ms(start, end)}
 
   def bytes_sent(self, variables: Sequence[tf.Variable], num_workers: int) -> int:
     payload = sum(

@@ -14,7 +14,7 @@ from dat_tf.workers.joined import Workers
 _ROUNDS = 5
 
 
-def milliseconds(
+def time_all_reduces(
   candidates: Mapping[str, AllReduce],
   variables: Sequence[tf.Variable],
   workers: Workers,

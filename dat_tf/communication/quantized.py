@@ -42,7 +42,7 @@ from dat_tf.communication.all_reduce import (
 from dat_tf.communication.collectives import Group, groups
 from dat_tf.communication.packs import Packs
 from dat_tf.communication.quantizers import Quantizer
-from dat_tf.communication.timing import Stopwatch, arrivals, milliseconds
+from dat_tf.communication.timing import Stopwatch, arrivals, elapsed_ms
 
 _BYTES_PER_PACK = 16 * 2**20
 
@@ -269,10 +269,10 @@ class QuantizedAllReduce(tf.Module):
     tensors, start = arrivals(tensors)
     is_narrow = self._is_narrow(shapes, names)
     narrow, wide = divided(tensors, is_narrow)
-    means, figures = self._quantized_means(narrow, step) if narrow else ([], {})
+    means, metrics = self._quantized_means(narrow, step) if narrow else ([], {})
     means = merged(means, mean(wide, self._options), is_narrow)
     means, end = arrivals(means)
-    return means, {**figures, "reduction_ms": milliseconds(start, end)}
+    return means, {**metrics, "reduction_ms": elapsed_ms(start, end)}
 
   def _quantized_means(
     self, tensors: list[tf.Tensor], step: tf.Tensor
@@ -301,7 +301,7 @@ class QuantizedAllReduce(tf.Module):
     results = self._exchange(packs.length, across, timed).run(
       shares, tf.unstack(keys), bool(self.residual)
     )
-    figures = {
+    metrics = {
       "quantization_error": self._sampled_error(vectors, replica, step),
       **timed.totals,
     }
@@ -314,7 +314,7 @@ class QuantizedAllReduce(tf.Module):
       lost = [tf.reshape(mine * tf.reshape(lost, [1, -1]), [-1]) for _, lost in results]
       for residual, value in zip(self.residual, packs.split(lost)):
         residual.assign(value)
-    return packs.split(means), figures
+    return packs.split(means), metrics
 
   def _exchange(self, length: int, group: Group, timed: Stopwatch) -> _Exchange:
     if self._two_sided:

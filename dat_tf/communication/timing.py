@@ -42,7 +42,7 @@ class Stopwatch:
     }
 
 
-def milliseconds(start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+def elapsed_ms(start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
   """Float32, between two times in seconds, float64."""
   return tf.cast(1000.0 * (end - start), tf.float32)
 

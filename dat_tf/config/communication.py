@@ -141,11 +141,11 @@ def make_all_reduce(
   if settings.all_reduce != "auto":
     return quantized
   candidates: dict[str, AllReduce] = {"fp32": plain, "two_sided": quantized}
-  times = fastest_of.milliseconds(candidates, variables, workers)
+  times = fastest_of.time_all_reduces(candidates, variables, workers)
   fastest = min(times, key=times.__getitem__)
   if workers.is_chief:
-    figures = ", ".join(f"{name} {time:.3g} ms" for name, time in times.items())
-    print(f"--all_reduce=auto: {figures} a step; {fastest} it is.", flush=True)
+    measured = ", ".join(f"{name} {time:.3g} ms" for name, time in times.items())
+    print(f"--all_reduce=auto: {measured} a step; {fastest} it is.", flush=True)
   return candidates[fastest]
 
 

@@ -5,7 +5,7 @@ import time
 import tensorflow as tf
 
 from dat_tf.communication import BucketQuantizer, MeanAllReduce, QuantizedAllReduce
-from dat_tf.communication.timing import Stopwatch, arrivals, milliseconds
+from dat_tf.communication.timing import Stopwatch, arrivals, elapsed_ms
 
 NAP = 0.05
 
@@ -29,7 +29,7 @@ class StopwatchTest(tf.test.TestCase):
       y = timed("slow", _slow, _slow(timed("slow", _slow, x)))
       y = timed("quick", tf.negative, y)
       (y,), end = arrivals([_slow(y)])
-      return y, timed.totals, milliseconds(start, end)
+      return y, timed.totals, elapsed_ms(start, end)
 
     for _ in range(2):
       y, totals, whole = timed(tf.constant([1.0]))
@@ -45,7 +45,7 @@ class StopwatchTest(tf.test.TestCase):
       timed = Stopwatch()
       inputs, start = arrivals([x + i for i in range(8)])
       outputs, end = arrivals([timed("slow", _slow, x) for x in inputs])
-      return outputs, timed.totals["slow"], milliseconds(start, end)
+      return outputs, timed.totals["slow"], elapsed_ms(start, end)
 
     _, covered, whole = timed(tf.constant([1.0]))
     self.assertGreaterEqual(covered, 1000 * NAP)
