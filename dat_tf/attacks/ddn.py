@@ -18,8 +18,8 @@ from dat_tf.attacks.iterative import (
   Examples,
   Smallest,
   State,
+  keep_smaller,
   per_example,
-  smaller,
   unfooled,
 )
 from dat_tf.objectives.losses import cross_entropy
@@ -71,7 +71,7 @@ class DDN(Smallest):
     radius = state["radius"] * tf.where(fooled, 1.0 - self.change, 1.0 + self.change)
     moved = images + per_example(radius) * self.ball.steepest(delta)
     return {
-      **smaller(self.ball, examples, state, point, logits),
+      **keep_smaller(self.ball, examples, state, point, logits),
       "point": tf.clip_by_value(moved, 0.0, 1.0),
       "radius": radius,
     }

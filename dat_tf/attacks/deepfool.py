@@ -16,9 +16,9 @@ from dat_tf.attacks.iterative import (
   Examples,
   Smallest,
   State,
+  keep_smaller,
   per_example,
   restarted,
-  smaller,
   unfooled,
 )
 
@@ -70,6 +70,6 @@ class DeepFool(Smallest):
     lost = norms.is_zero(near.gradient)
     following = restarted(lost, self.ball, examples, k, images + state["way"] + way)
     return {
-      **smaller(self.ball, examples, state, point, near.logits),
+      **keep_smaller(self.ball, examples, state, point, near.logits),
       "way": following - images,
     }

@@ -76,8 +76,8 @@ class DynamicPGD(Scheduled):
         lost = norms.is_zero(gradient)
         gradient = norms.never_zero(gradient, keys, k)
       steepest = ball.steepest(gradient)
-      room = ball.epsilon * steepest - (moved - images)
-      condition = tf.reduce_sum(room * gradient, axis=[1, 2, 3])
+      headroom = ball.epsilon * steepest - (moved - images)
+      condition = tf.reduce_sum(headroom * gradient, axis=[1, 2, 3])
       active &= (k == 0) | lost | (condition > self.threshold)
       ahead = ball.project(images, moved + self.attack.step_size * steepest)
       return k + 1, tf.where(active[:, None, None, None], ahead, moved), active

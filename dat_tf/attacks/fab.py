@@ -17,10 +17,10 @@ from dat_tf.attacks.iterative import (
   Examples,
   Iterative,
   State,
+  keep_smaller,
   per_example,
   restarted,
   select,
-  smaller,
   unfooled,
 )
 from dat_tf.base import hashing
@@ -94,7 +94,7 @@ class FAB(Iterative):
     logits = classifier(point)
     fooled = examples.fooled(logits)
     return {
-      **smaller(self.ball, examples, state, point, logits),
+      **keep_smaller(self.ball, examples, state, point, logits),
       "point": select(fooled, images + _BACK * (point - images), point),
     }
 

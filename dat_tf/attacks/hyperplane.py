@@ -94,23 +94,25 @@ def shortest_way(
   """
   size = points.shape[1:].num_elements()
   up = -tf.sign(normals) * tf.sign(values)[:, None, None, None]
-  room = tf.where(up > 0.0, 1.0 - points, points) * tf.abs(up)
-  room = tf.reshape(room, [-1, size])
+  headroom = tf.where(up > 0.0, 1.0 - points, points) * tf.abs(up)
+  headroom = tf.reshape(headroom, [-1, size])
   weights, target = tf.reshape(tf.abs(normals), [-1, size]), tf.abs(values)
   if isinstance(ball, norms.L1):
-    move = _largest_first(weights, room, target)
+    move = _largest_first(weights, headroom, target)
   elif isinstance(ball, norms.L2):
-    kinks = tf.math.divide_no_nan(room, weights)
-    move = tf.minimum(_level(weights**2, kinks, target) * weights, room)
+    kinks = tf.math.divide_no_nan(headroom, weights)
+    move = tf.minimum(_level(weights**2, kinks, target) * weights, headroom)
   else:
-    move = tf.minimum(_level(weights, room, target), room)
+    move = tf.minimum(_level(weights, headroom, target), headroom)
   return up * tf.reshape(move, tf.shape(points))
 
 
-def _largest_first(weights: tf.Tensor, room: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+def _largest_first(
+  weights: tf.Tensor, headroom: tf.Tensor, target: tf.Tensor
+) -> tf.Tensor:
   """Moves the entries of the largest weights as far as they go; [B, D]."""
   ranked, order = tf.math.top_k(weights, weights.shape[1])
-  gains = ranked * tf.gather(room, order, batch_dims=1)
+  gains = ranked * tf.gather(headroom, order, batch_dims=1)
   before = tf.cumsum(gains, axis=1, exclusive=True)
   gains = tf.clip_by_value(target[:, None] - before, 0.0, gains)
   moves = tf.math.divide_no_nan(gains, ranked)

@@ -250,7 +250,7 @@ def per_example(x: tf.Tensor) -> tf.Tensor:
   return x[:, None, None, None]
 
 
-def smaller(
+def keep_smaller(
   ball: norms.Ball,
   examples: Examples,
   state: State,

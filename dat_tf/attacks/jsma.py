@@ -19,8 +19,8 @@ from dat_tf.attacks.iterative import (
   Examples,
   Smallest,
   State,
+  keep_smaller,
   select,
-  smaller,
   unfooled,
 )
 from dat_tf.base import hashing
@@ -85,7 +85,7 @@ class JSMA(Smallest):
     up, fall = select(flat, noise, up), select(flat, tf.ones_like(down), -down)
     chosen = _best_pair(up, fall, tf.reshape(point < 1.0, [-1, examples.size]))
     return {
-      **smaller(self.ball, examples, state, point, logits),
+      **keep_smaller(self.ball, examples, state, point, logits),
       "point": tf.where(tf.reshape(chosen, tf.shape(point)), 1.0, point),
     }
 

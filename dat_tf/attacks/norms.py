@@ -256,8 +256,8 @@ class L1:
 
     Nearest in the Euclidean norm, of the intersection of both: clipping afterwards
     would leave much of the ball unused (Croce & Hein, "Mind the box", ICML 2021).
-    An entry of size m with room r in its direction shrinks to min(max(m - s, 0), r),
-    where s is the smallest number, at least 0, for which the sum does not exceed the
+    An entry of size m with headroom r shrinks to min(max(m - s, 0), r), where s is the
+    smallest number, at least 0, for which the sum does not exceed the
     radius. That sum is piecewise linear in s: its kinks are sorted and summed up.
 
     Args:
@@ -270,8 +270,10 @@ class L1:
     radius = tf.fill([batch], self.epsilon) if radius is None else radius
     perturbation = moved - images
     sizes = tf.reshape(tf.abs(perturbation), [-1, size])
-    room = tf.reshape(tf.where(perturbation > 0.0, 1.0 - images, images), [-1, size])
-    kinks = tf.concat([sizes, tf.nn.relu(sizes - room)], axis=1)
+    headroom = tf.reshape(
+      tf.where(perturbation > 0.0, 1.0 - images, images), [-1, size]
+    )
+    kinks = tf.concat([sizes, tf.nn.relu(sizes - headroom)], axis=1)
     kinks, order = tf.math.top_k(kinks, 2 * size)
     # How many entries grow with falling s, below each kink.
     slopes = tf.cumsum(tf.where(order < size, 1.0, -1.0), axis=1)
@@ -283,7 +285,7 @@ class L1:
     )
     shrink = kink + tf.math.divide_no_nan(total - radius, slope)
     shrink = tf.where(too_small > piece, 0.0, shrink)[:, None]
-    projected = tf.minimum(tf.nn.relu(sizes - shrink), room)
+    projected = tf.minimum(tf.nn.relu(sizes - shrink), headroom)
     # Rounding must not lead out of the ball.
     norms = tf.reduce_sum(projected, axis=1)
     projected *= tf.minimum(1.0, (1.0 - 1e-6) * radius / tf.maximum(norms, 1e-12))[
@@ -320,8 +322,8 @@ def ascend(
     step_size: length of the step in the ball's norm, pixel units.
   """
   if isinstance(ball, L1):
-    room = tf.where(gradient > 0.0, 1.0 - moved, moved)
-    gradient = tf.where(room > _HEADROOM, gradient, tf.zeros_like(gradient))
+    headroom = tf.where(gradient > 0.0, 1.0 - moved, moved)
+    gradient = tf.where(headroom > _HEADROOM, gradient, tf.zeros_like(gradient))
   return ball.project(images, moved + step_size * ball.steepest(gradient))
 
 

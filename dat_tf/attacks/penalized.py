@@ -18,10 +18,10 @@ from dat_tf.attacks.iterative import (
   Examples,
   Smallest,
   State,
+  keep_smaller,
   per_example,
   restarted,
   select,
-  smaller,
   unfooled,
 )
 from dat_tf.objectives.losses import cross_entropy
@@ -122,9 +122,9 @@ class CarliniWagner(Smallest):
       tape.watch(moved)
       logits = classifier(moved)
       wins = tf.nn.relu(-losses.margin(logits, examples.labels))
-    slope = tape.gradient(wins, moved)
-    lost = (wins > 0.0) & norms.is_zero(slope)
-    gradient = 2.0 * (moved - images) + per_example(state["weight"]) * slope
+    input_gradient = tape.gradient(wins, moved)
+    lost = (wins > 0.0) & norms.is_zero(input_gradient)
+    gradient = 2.0 * (moved - images) + per_example(state["weight"]) * input_gradient
     gradient *= (1.0 - tf.square(tf.tanh(point))) / 2.0
     beta_1, beta_2, tiny = _ADAM
     mean = beta_1 * mean + (1.0 - beta_1) * gradient
@@ -136,7 +136,7 @@ class CarliniWagner(Smallest):
     elsewhere = restarted(lost, self.ball, examples, k, images)
     return {
       **state,
-      **smaller(self.ball, examples, state, moved, logits),
+      **keep_smaller(self.ball, examples, state, moved, logits),
       "fooled": state["fooled"] | examples.fooled(logits),
       "point": select(lost, _to_line(elsewhere), point),
       "mean": mean,
@@ -198,9 +198,9 @@ class LBFGS(Smallest):
       tape.watch(trial)
       logits = classifier(trial)
       penalty = state["weight"] * cross_entropy(logits, examples.targets())
-    slope = tape.gradient(penalty, trial)
+    input_gradient = tape.gradient(penalty, trial)
     value = _squared_norm(trial - images) + penalty
-    gradient = 2.0 * (trial - images) + slope
+    gradient = 2.0 * (trial - images) + input_gradient
     move, change = trial - state["point"], gradient - state["gradient"]
     # Armijo's condition: the value falls by a part of what the slope promises.
     promised = tf.reduce_sum(state["gradient"] * move, [1, 2, 3])
@@ -214,7 +214,7 @@ class LBFGS(Smallest):
       )
       for name, new in (("moves", move), ("changes", change))
     )
-    lost = accepted & norms.is_zero(slope) & ~examples.fooled(logits)
+    lost = accepted & norms.is_zero(input_gradient) & ~examples.fooled(logits)
     point = select(accepted, trial, state["point"])
     value = tf.where(accepted, value, state["value"])
     gradient = select(accepted, gradient, state["gradient"])
@@ -225,7 +225,7 @@ class LBFGS(Smallest):
     trial_after = tf.clip_by_value(point - per_example(length) * way, 0.0, 1.0)
     return {
       **state,
-      **smaller(self.ball, examples, state, trial, logits),
+      **keep_smaller(self.ball, examples, state, trial, logits),
       "fooled": state["fooled"] | examples.fooled(logits),
       "point": point,
       "value": value,

@@ -213,8 +213,8 @@ class _Window:
 
 def _offsets(size: int, sides: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
   """Each pixel's place in the window along one axis; int32 [B, size]."""
-  room = tf.cast(size - sides + 1, tf.float32)
-  first = tf.minimum(tf.cast(number * room, tf.int32), size - sides)
+  places = tf.cast(size - sides + 1, tf.float32)
+  first = tf.minimum(tf.cast(number * places, tf.int32), size - sides)
   return tf.range(size) - first[:, None]
 
 

@@ -48,10 +48,10 @@ class Prober:
     def step(
       images: tf.Tensor, labels: tf.Tensor, point: tf.Tensor, epsilon: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-      logits, values, slope = gradient(point, labels)
+      logits, values, input_gradient = gradient(point, labels)
       fooled = tf.argmax(logits, axis=1, output_type=tf.int32) != labels
       step_size = 2.5 * epsilon / PGD_STEPS
-      moved = norms.ascend(around(epsilon), images, point, slope, step_size)
+      moved = norms.ascend(around(epsilon), images, point, input_gradient, step_size)
       return values, fooled, moved
 
     def noisy(images: tf.Tensor, keys: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
