@@ -44,7 +44,7 @@ EXAMPLES = [
     "evaluation",
   )
 ]
-TRAINING = "model, figures = "  # in each example that trains
+TRAINING = "model, metrics = "  # in each example that trains
 # Of the launcher, tfrecords/, the data service and pip, not of run_dat.py.
 OTHER_FLAGS = {"flagfile", "help", "num_workers", "source", "output_dir", "host"}
 OTHER_FLAGS |= {"skip_bad_images"}
@@ -102,7 +102,7 @@ def _run_examples():
       exec(compile("\n" * line + text, f"docs/{page}", "exec"), names)
       if TRAINING in text:
         weights = [v.numpy() for v in names["model"].classifier.trainable_variables]
-        runs.append({"weights": weights, "figures": names["figures"]})
+        runs.append({"weights": weights, "metrics": names["metrics"]})
 
   written = tf.data.TFRecordDataset(tf.io.gfile.glob("data/mine/test-*-of-00004"))
   outcome = names["outcomes"]["apgd"]
@@ -148,10 +148,10 @@ class ExamplesTest(tf.test.TestCase):
     first, second = (worker["runs"] for worker in self.workers)
     self.assertLen(first, sum(PAGES[page].count(TRAINING) for page in EXAMPLES))
     for mine, theirs in zip(first, second):
-      self.assertEqual(mine["figures"], theirs["figures"])
-      self.assertEqual(mine["figures"]["examples"], 128)
+      self.assertEqual(mine["metrics"], theirs["metrics"])
+      self.assertEqual(mine["metrics"]["examples"], 128)
       self.assertEqual(
-        set(mine["figures"]), {"loss", "accuracy", "robust_accuracy", "examples"}
+        set(mine["metrics"]), {"loss", "accuracy", "robust_accuracy", "examples"}
       )
       for a, b in zip(mine["weights"], theirs["weights"]):
         self.assertTrue(np.all(np.isfinite(a)))

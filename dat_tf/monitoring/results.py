@@ -1,4 +1,4 @@
-"""The figures of a run that other programs read, and that it reads again itself."""
+"""The results of a run that other programs read, and that it reads again itself."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def read_results(path: str) -> dict[str, Any]:
-  """The figures of a file; none if there is no file.
+  """The results of a file; none if there is no file.
 
   Raises:
     UserError: it is damaged.
   """
   try:
-    figures = json.loads(files.read_text(path) or "{}")
-    if not isinstance(figures, dict):
+    results = json.loads(files.read_text(path) or "{}")
+    if not isinstance(results, dict):
       raise ValueError("it is no JSON object")
-    for name, value in figures.items():
+    for name, value in results.items():
       is_right = _KINDS.get(name, lambda value: True)
       may_be_unknown = name not in ("robust_accuracy", "warnings")
       if not (is_right(value) or (value is None and may_be_unknown)):
@@ -85,14 +85,14 @@ def read_results(path: str) -> dict[str, Any]:
     raise UserError(
       f"{path} cannot be read ({error}): remove it and evaluate again."
     ) from None
-  return figures
+  return results
 
 
-def update_results(path: str, figures: dict[str, Any]) -> None:
-  """Puts figures into a JSON file, beside those that are there, in one move.
+def update_results(path: str, results: dict[str, Any]) -> None:
+  """Puts results into a JSON file, beside those that are there, in one move.
 
   Raises:
     UserError: what is there is damaged.
   """
   there = read_results(path)
-  files.write_text(path, json.dumps({**there, **figures}, indent=2) + "\n")
+  files.write_text(path, json.dumps({**there, **results}, indent=2) + "\n")

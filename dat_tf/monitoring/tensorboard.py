@@ -15,12 +15,12 @@ from dat_tf.monitoring.pictures import Attacked, picture_grid
 
 @takes_tensors
 class Scalars(keras.callbacks.Callback):
-  """Writes a run's figures, on the chief, to `directory`/train and /test.
+  """Writes a run's metrics, on the chief, to `directory`/train and /test.
 
   Every `every` steps, and after each epoch: loss, accuracy, robust_accuracy (means over
   the epoch so far), gradient_norm, learning_rate, images_per_second and
   bytes_sent_per_step, and the trust ratio of each layer, and their histogram, if the
-  optimizer has them. After each epoch also the figures of the test data, if they were
+  optimizer has them. After each epoch also the metrics of the test data, if they were
   computed, and, of some images under attack, a picture and histograms of the
   perturbations: the changes of all pixels, and each image's norm.
   """
@@ -83,19 +83,19 @@ class Scalars(keras.callbacks.Callback):
       tf.summary.histogram("perturbation/l2_norm", np.linalg.norm(flat, axis=1), step)
 
   def _write(self, step: int, logs: dict[str, Any]) -> None:
-    figures = {name: float(value) for name, value in logs.items()}
-    figures["learning_rate"] = self._learning_rate(step - 1)
-    figures["images_per_second"] = (
+    metrics = {name: float(value) for name, value in logs.items()}
+    metrics["learning_rate"] = self._learning_rate(step - 1)
+    metrics["images_per_second"] = (
       self._batch * self._steps_timed / (time.perf_counter() - self._started)
     )
-    figures["bytes_sent_per_step"] = self._bytes
+    metrics["bytes_sent_per_step"] = self._bytes
     ratios = {
       layer: float(tf.convert_to_tensor(ratio))
       for layer, ratio in self._trust_ratios().items()
     }
-    figures.update({f"trust_ratio/{layer}": ratio for layer, ratio in ratios.items()})
+    metrics.update({f"trust_ratio/{layer}": ratio for layer, ratio in ratios.items()})
     with self._train.as_default():
-      for name, value in figures.items():
+      for name, value in metrics.items():
         tf.summary.scalar(name, value, step)
       if ratios:
         tf.summary.histogram("trust_ratios", list(ratios.values()), step)

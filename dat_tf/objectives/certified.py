@@ -35,7 +35,7 @@ class CertifiedTraining(Objective):
   efficient training of verifiably robust neural networks", ICLR 2020. The bounds are
   those of the network in inference form, as it will be used: it is for shallow networks
   without batch-norm, such as `plain_cnn`. No attack takes part: adversarial images, if
-  an attack makes any, are only shown in the figures. Where labels are probabilities,
+  an attack makes any, are only shown in the metrics. Where labels are probabilities,
   as label smoothing makes them, the clean term takes them as they are, the bounds the
   likeliest class.
 

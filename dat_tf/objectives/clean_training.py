@@ -20,7 +20,7 @@ from dat_tf.objectives.objective import (
 class CleanTraining(Objective):
   """l(x, y), l the cross-entropy; what regularisers of the clean loss are added to.
 
-  Adversarial images, if an attack makes any, are only shown in the figures.
+  Adversarial images, if an attack makes any, are only shown in the metrics.
   """
 
   def __call__(

@@ -59,7 +59,7 @@ class CleanLogitPairing(Objective):
   l is the cross-entropy, d the mean over the classes of the squared difference of the
   logits; the noise is Gaussian, clipped to the pixel range. An image's partner is the
   one half a batch further on. No attack takes part: adversarial images, if an attack
-  makes any, are only shown in the figures.
+  makes any, are only shown in the metrics.
 
   Kannan et al., "Adversarial logit pairing", 2018.
 

@@ -49,11 +49,11 @@ class EarlyStopping(keras.callbacks.Callback):
     self.best_epoch = 0
     newest = newest_whole(directory, is_chief)
     if newest:
-      figures = tf.train.Checkpoint(
+      best = tf.train.Checkpoint(
         epochs=(epochs := tf.Variable(0, dtype=tf.int64)),
         robust_accuracy=self._accuracy,
       )
-      figures.read(newest).expect_partial()
+      best.read(newest).expect_partial()
       self.best_epoch = int(epochs)
 
   def is_over(self, epochs: int) -> bool:

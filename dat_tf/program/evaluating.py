@@ -39,37 +39,37 @@ def evaluate(run: Run, trainee: Optional[Trainee]) -> None:
   assert source is not None
   progress = Progress(source.steps)
   with run.explained_errors(), contextlib.closing(progress):
-    figures = trainee.model.evaluate(
+    metrics = trainee.model.evaluate(
       run.distribute(run.inputs.evaluation_batches(source)),
       steps=source.steps,
       callbacks=[run.watchdog, *([progress] if run.workers.is_chief else [])],
       verbose=0,
       return_dict=True,
     )
-  if not math.isfinite(figures["loss"]):
+  if not math.isfinite(metrics["loss"]):
     raise UserError(
-      f"The loss of the test images is {figures['loss']}: the network is broken; train "
+      f"The loss of the test images is {metrics['loss']}: the network is broken; train "
       "again, from an earlier checkpoint or with a lower --learning_rate."
     )
   whole = _whole(run.config)
-  if int(figures["examples"]) != whole.num_examples:
+  if int(metrics["examples"]) != whole.num_examples:
     raise UserError(
-      f"{int(figures['examples'])} test images were counted, and the files of "
+      f"{int(metrics['examples'])} test images were counted, and the files of "
       f"{run.config.test_data} hold {whole.num_examples}: they changed, or a worker "
       "sees others; evaluate again once all see the same."
     )
-  robust = {f"pgd-{run.config.evaluation_attack_steps}": figures["robust_accuracy"]}
+  robust = {f"pgd-{run.config.evaluation_attack_steps}": metrics["robust_accuracy"]}
   with run.explained_errors(whole.paths):
     work = _survey(run, whole, trainee)
     if run.workers.is_chief:
-      robust |= _measured_by_example(work, robust, int(figures["examples"]))
+      robust |= _measured_by_example(work, robust, int(metrics["examples"]))
       names = _write_accuracies(
         run,
         work,
-        figures["accuracy"],
+        metrics["accuracy"],
         robust,
-        int(figures["examples"]),
-        figures.get("certified_accuracy"),
+        int(metrics["examples"]),
+        metrics.get("certified_accuracy"),
       )
       probes = work.probe(run.config.probe_images)
       checks.show(_write_warnings(run, work, names, probes))

@@ -111,10 +111,10 @@ class Run:
       f"checkpoint: {newest[0] if newest else 'none'}."
     )
 
-  def write_results(self, figures: dict[str, Any]) -> None:
+  def write_results(self, results: dict[str, Any]) -> None:
     if self.workers.is_chief:
       self.check_claim()
-      update_results(self.config.directory.results, figures)
+      update_results(self.config.directory.results, results)
 
 
 @contextlib.contextmanager

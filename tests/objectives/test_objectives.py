@@ -70,7 +70,7 @@ class ObjectivesTest(tf.test.TestCase):
     self.assertAllClose(tape.gradient(losses, logits), expected, atol=1e-6)
     self.assertAllClose(losses[0], 0.0)
 
-  def test_hits(self):
+  def test_correct(self):
     logits = tf.constant([[1.0, 2.0], [3.0, 0.0]])
     self.assertAllEqual(correct(logits, tf.constant([1, 1])), [1.0, 0.0])
     self.assertAllEqual(

@@ -112,12 +112,14 @@ class PageTest(ReportCase):
     table = rows(self.page, "Accuracy")
     names = ["none: images as they are", "apgd-ce", "square"]
     self.assertEqual(list(table), [*names, "the worst of them for each image"])
-    hits = [o["adversarial_prediction"] == o["label"] for o in self.outcomes.values()]
+    correct = [
+      o["adversarial_prediction"] == o["label"] for o in self.outcomes.values()
+    ]
     clean = next(iter(self.outcomes.values()))
-    every = [clean["prediction"] == clean["label"], *hits, np.all(hits, axis=0)]
+    every = [clean["prediction"] == clean["label"], *correct, np.all(correct, axis=0)]
     for (cell,), right in zip(table.values(), every):
       self.assertStartsWith(cell, f"{100 * np.mean(right):.1f} % ")
-    self.assertLess(np.mean(every[3]), min(map(np.mean, hits)))
+    self.assertLess(np.mean(every[3]), min(map(np.mean, correct)))
 
   def test_no_warning_of_what_was_checked(self):
     self.assertIn("None of the checks for attacks that mislead found", self.page)
