@@ -144,8 +144,8 @@ class TrainStepTest(tf.test.TestCase):
       trainer.fit(dataset_of(batch_of(self.images, self.labels)), verbose=0)
       after = model.get_weights()[0]
       if model is classifier:
-        regularised = after
-    self.assertAllClose(regularised, after - 0.2 * before, atol=1e-6)
+        regularized = after
+    self.assertAllClose(regularized, after - 0.2 * before, atol=1e-6)
 
   def test_user_tuples_train_and_wrong_images_are_refused(self):
     model = AdversarialModel(linear_classifier(), PGD(LInfinity(0.1), 0.05, 2))

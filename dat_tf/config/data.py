@@ -106,7 +106,7 @@ def make_crop(settings: Settings) -> Any:
   """What brings images of any size to one; None leaves them as they are."""
   from dat_tf.data import augment
 
-  return augment.CentreCrop(settings.image_size) if settings.image_size else None
+  return augment.CenterCrop(settings.image_size) if settings.image_size else None
 
 
 def make_augmentation(settings: Settings) -> Any:

@@ -7,7 +7,7 @@ to `draw` is a hash of the run's seed, the epoch and the image's `example_id`. S
 image is changed in the same way on however many workers the run goes, and otherwise in
 the next epoch.
 
-`PadCropFlip` decodes the whole image. `RandomResizedCrop` and `CentreCrop` cut a window
+`PadCropFlip` decodes the whole image. `RandomResizedCrop` and `CenterCrop` cut a window
 out and bring it to a size, so that a file's images may differ in theirs; of a JPEG they
 decode the window only.
 """
@@ -137,7 +137,7 @@ class RandomResizedCrop:
 
 
 @dataclasses.dataclass(frozen=True)
-class CentreCrop:
+class CenterCrop:
   """Cuts the square in the middle out of an image and resizes it, for evaluation.
 
   Resizing is bilinear, as in `RandomResizedCrop`.

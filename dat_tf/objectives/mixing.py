@@ -130,7 +130,7 @@ def _relabeled(
   return batch._replace(images=images, labels=rows)
 
 
-def _inside(size: int, centre: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+def _inside(size: int, center: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
   """The pixels within side / 2 of the centre, parts of the whole: bool [B, size]."""
   places = (tf.range(size, dtype=tf.float32) + 0.5) / size
-  return tf.abs(places - centre[:, None]) < side[:, None] / 2.0
+  return tf.abs(places - center[:, None]) < side[:, None] / 2.0

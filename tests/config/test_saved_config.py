@@ -150,7 +150,7 @@ class SavedTest(ConfigCase):
       with self.assertRaisesRegex(UserError, f"--model_path={self.model_dir}/export "):
         config_lib.check_against_saved(config)
 
-  def test_what_is_labelled_now_was_not_trained_on(self):
+  def test_what_is_labeled_now_was_not_trained_on(self):
     self.save()
     config = parse(model_dir=self.model_dir, unlabeled_data="u-*")
     with self.assertRaisesRegex(UserError, "--unlabeled_data=u-"):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf.base import hashing
-from dat_tf.data.augment import CentreCrop, PadCropFlip, RandomResizedCrop
+from dat_tf.data.augment import CenterCrop, PadCropFlip, RandomResizedCrop
 from dat_tf.data.records import StoredImage
 
 
@@ -197,7 +197,7 @@ class RandomResizedCropTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(found, alone[0])
 
 
-class CentreCropTest(tf.test.TestCase, parameterized.TestCase):
+class CenterCropTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(
     kind=["bare", "png", "jpeg"], shape=[(96, 128), (128, 97), (33, 33)]
   )
@@ -207,19 +207,19 @@ class CentreCropTest(tf.test.TestCase, parameterized.TestCase):
     top, left = ((length - side) // 2 for length in shape)
     expected = resized(image[top : top + side, left : left + side], 28)
     stored = bare(image) if kind == "bare" else encoded(image, kind)
-    found = read(CentreCrop(28), stored, [0, 0])
+    found = read(CenterCrop(28), stored, [0, 0])
     self.assertEqual(found.dtype, tf.float32)
     tolerance = 14 if kind == "jpeg" else 1e-3
     self.assertAllClose(255 * found, expected, atol=tolerance)
 
   def test_of_the_whole_in_its_own_size_nothing_changes(self):
     image = smooth_image(28, 28)
-    found = read(CentreCrop(28, fraction=1.0), bare(image), [0, 0])
+    found = read(CenterCrop(28, fraction=1.0), bare(image), [0, 0])
     self.assertAllClose(255 * found, image, atol=1e-4)
 
   def test_each_image_has_the_middle_of_its_own_size(self):
     sizes = [[96, 128], [128, 97], [33, 33], [1, 1]]
-    found = CentreCrop(28).draw(tf.constant(sizes), None)
+    found = CenterCrop(28).draw(tf.constant(sizes), None)
     expected = [(6, 22, 84, 84), (21, 6, 85, 85), (2, 2, 29, 29), (0, 0, 1, 1)]
     self.assertAllEqual(found, expected)
 

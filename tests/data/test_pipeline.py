@@ -301,7 +301,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaises(tf.errors.InvalidArgumentError):
       collect(self.evaluation(shard, batch_size=2, first_label=0, **settings))
 
-  def test_unlabelled_reading(self):
+  def test_unlabeled_reading(self):
     path = os.path.join(self.get_temp_dir(), "some")
     image = gradient_image(*SHAPE)
     common = {"image/raw": image.tobytes(), "image/shape": image.shape}
@@ -346,7 +346,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     write(path, [example(image=image, label=0) for image in encoded])
     shard = shards.shard_files([path], 0, 1)
     settings = dict(form=records.TFDS, image_shape=(8, 8, 3), batch_size=3)
-    crop = augment.CentreCrop(8, fraction=1.0)
+    crop = augment.CenterCrop(8, fraction=1.0)
     stream = collect(self.evaluation(shard, augmentation=crop, **settings))
     stored = [records.StoredImage(tf.constant(image), None, 3) for image in encoded]
     choices = crop.draw(tf.stack([image.size() for image in stored]), None)

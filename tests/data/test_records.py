@@ -80,21 +80,21 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(label, expected)
 
   @parameterized.parameters(*records.FORMS)
-  def test_a_missing_label_is_allowed_only_in_unlabelled_data(self, form):
-    labelled, unlabelled = record_of(form, label=form.first_label), record_of(form)
-    write(self.path, [unlabelled, labelled])
+  def test_a_missing_label_is_allowed_only_in_unlabeled_data(self, form):
+    labeled, unlabeled = record_of(form, label=form.first_label), record_of(form)
+    write(self.path, [unlabeled, labeled])
     with self.assertRaisesRegex(UserError, "have no labels.*`unlabeled_data`"):
       records.detect_form(self.path)
     found = records.detect_form(self.path, needs_label=False)
     self.assertEqual(found, dataclasses.replace(form, needs_label=False))
-    for serialized, label in ((labelled, 0), (unlabelled, -1)):
+    for serialized, label in ((labeled, 0), (unlabeled, -1)):
       self.assertEqual(found.parse(tf.constant(serialized), 3)[1], label)
     # The first label is not taken off where there is none.
     for first_label in (0, 1):
-      _, label = found.parse(tf.constant(unlabelled), 3, first_label)
+      _, label = found.parse(tf.constant(unlabeled), 3, first_label)
       self.assertEqual(label, -1)
     with self.assertRaises(tf.errors.InvalidArgumentError):
-      form.parse(tf.constant(unlabelled), 3)
+      form.parse(tf.constant(unlabeled), 3)
 
   @parameterized.parameters(*records.FORMS)
   def test_soft_labels(self, form):

@@ -122,7 +122,7 @@ class OwnNetworksTest(tf.test.TestCase, parameterized.TestCase):
     expected = inner + convolved(activated, "stage1_block0_shortcut", 2)
     self.assertAllClose(after, expected, rtol=1e-4, atol=1e-4)
 
-  def test_normalisation_is_the_first_layer(self):
+  def test_normalization_is_the_first_layer(self):
     mean, deviation = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
     for name, channels, shift, scale in (
       ("small_cnn", 1, 0.5, 0.5),

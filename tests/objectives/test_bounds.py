@@ -207,7 +207,7 @@ class SoundnessTest(tf.test.TestCase, parameterized.TestCase):
           u = rng.uniform(size=lower.shape)
           u = np.round(u) if index % 2 else u  # corners, and points between
           meet(lower + u * (upper - lower))
-        centre = (lower + upper) / 2
+        center = (lower + upper) / 2
         ball = LInfinity(float((upper - lower).min() / 2))
         for k in range(CLASSES):
 
@@ -217,7 +217,7 @@ class SoundnessTest(tf.test.TestCase, parameterized.TestCase):
           meet(
             PGD(ball, ball.epsilon / 4, 10)(
               lambda x, model=model: model(x, training=False),
-              tf.constant(centre),
+              tf.constant(center),
               tf.constant(labels),
               hashing.stream_keys(k, tf.range(3)),
               climb,

@@ -228,7 +228,7 @@ class SemiSupervisedTest(tf.test.TestCase, parameterized.TestCase):
       losses = objective(self.classifier, batch, self.adversarial).losses[4:]
     self.assertAllEqual(tape.gradient(losses, images), tf.zeros_like(images))
 
-  def test_a_labelled_batch_trains_as_adversarial_training(self):
+  def test_a_labeled_batch_trains_as_adversarial_training(self):
     batch = self.batch(np.abs(self.LABELS))._replace(is_labeled=tf.ones(6))
     mine, theirs = (
       objective(self.classifier, batch, self.adversarial).losses

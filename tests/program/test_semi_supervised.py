@@ -111,7 +111,7 @@ class SemiSupervisedTest(FolderCase):
     self.assertEqual(results["probed_images"], 8)
     self.assertGreater(results["standard_accuracy"], 0.2)
 
-  def test_unlabelled_images_of_another_shape_are_refused(self):
+  def test_unlabeled_images_of_another_shape_are_refused(self):
     square = example(image__raw=bytes(49), image__shape=(7, 7, 1))
     folder = str(self.folder / "other")
     writing.write_shards([square] * 8, folder, "unlabeled", 1)

@@ -102,7 +102,7 @@ class PageTest(ReportCase):
     self.assertNotEmpty(named)
     self.assertEqual(set(named) - set(ids), set())
 
-  def test_plots_take_the_colours_of_the_page(self):
+  def test_plots_take_the_colors_of_the_page(self):
     for svg in re.findall(r"<svg.*?</svg>", self.page, re.S):
       self.assertNotIn("#0000", svg)
       self.assertNotIn("<style", svg)
@@ -556,7 +556,7 @@ class SeveralRunsTest(ReportCase):
     names = [words(name) for name in re.findall(r"</span>([^<]+)<span", listed)]
     self.assertEqual(names, ["four", "one"])
 
-  def test_lines_have_the_colour_of_their_run(self):
+  def test_lines_have_the_color_of_their_run(self):
     read = self.read("a/one", "b/two")
     (axes,) = drawn(plots.strength_plots(read))["steps_accuracy"].axes
     for line, run, color in zip(axes.lines, read, theme.LIGHT.runs):
