@@ -138,7 +138,7 @@ class Attacks:
     self.classifier = tf.function(lambda x: model(x, training=False))
 
   def norms(self, keys: Sequence[str], images: Any, labels: Any) -> np.ndarray:
-    """Of the perturbations that attacks found, one after the other; [N]."""
+    """Norms of the smallest perturbations that the attacks found together; [N]."""
     chain = [attack for key in keys for attack in make_attacks(*ATTACKS[key]).values()]
     evaluator = Evaluator(self.classifier, {"chain": chain})
     _, outcomes = evaluator(images, labels, np.arange(len(images)))

@@ -23,7 +23,7 @@ With --step the training step is timed too, by the same rules: FGSM on PreActRes
 JSON keys, for each METHOD, which is tensorflow, fp32, fp16, or at N = 8, 4 and 2 bits
 Nbit (two-sided) or Nbit_one_sided, and for each RATE as --rates has it:
   bytes_ratio_METHOD         bytes sent over TensorFlow's, at the first rate
-  megabytes_METHOD           10^6 bytes sent by a worker in a reduction, likewise
+  megabytes_METHOD           the bytes that a worker sends in that reduction, over 10^6
   time_ratio_METHOD_RATE     time of a reduction over TensorFlow's
   over_fp32_METHOD_RATE      the same over fp32's
   milliseconds_METHOD_RATE   time of a reduction

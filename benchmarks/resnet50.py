@@ -51,7 +51,7 @@ def write_cut_outs(directory: str) -> None:
 
 
 def losses(logs: str) -> list[float]:
-  """Of each epoch."""
+  """The mean loss of each epoch."""
   (events,) = glob.glob(os.path.join(logs, "train", "events*"))
   accumulator = EventAccumulator(events, size_guidance={"tensors": 0})
   accumulator.Reload()

@@ -71,7 +71,7 @@ def run(flagfile: str, name: str, seed: int, *settings: str) -> dict[str, float]
 
 
 def directory(name: str, seed: int) -> str:
-  """Of a run."""
+  """The directory of a run."""
   return os.path.abspath(os.path.join(_WORK_DIR.value, f"{name}_{seed}"))
 
 

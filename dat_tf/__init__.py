@@ -7,8 +7,8 @@
     model.compile(optimizer=dat.LAMB(0.01))
 
 All public names of the rooms below are names of the package too. Importing it is
-cheap: TensorFlow is imported by the rooms that compute, when a name of theirs is first
-used, so that flags and TF_CONFIG can be checked before TensorFlow starts.
+cheap: TensorFlow is imported by the rooms that compute, when one of their names is
+first used, so that flags and TF_CONFIG can be checked before TensorFlow starts.
 """
 
 import importlib.util

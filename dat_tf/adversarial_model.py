@@ -260,8 +260,8 @@ class AdversarialModel(keras.Model):
     """Averages over all replicas.
 
     Args:
-      gradients: of the batch's summed loss, divided by `size`.
-      sums: of the batch.
+      gradients: gradients of the batch's summed loss, divided by `size`.
+      sums: the batch's sums.
       size: B.
       step: of training.
 
@@ -394,12 +394,12 @@ class Sums(NamedTuple):
   """Sums over the examples of a batch or an epoch, each a scalar.
 
   Attributes:
-    weight: of the examples' weights.
-    loss: of their losses.
-    labeled: of the weights of those whose label is known.
-    correct: of these, what is classified right as it is.
-    robust: of these, what is classified right under attack.
-    certified: of these, what is certified.
+    weight: sum of the examples' weights.
+    loss: sum of their losses.
+    labeled: sum of the weights of examples whose label is known.
+    correct: the part of `labeled` that is classified right without an attack.
+    robust: the part of `labeled` that is classified right under attack.
+    certified: the part of `labeled` that is certified.
   """
 
   weight: tf.Tensor

@@ -39,7 +39,7 @@ class DDN(Smallest):
   Attributes:
     ball: an example is broken by a perturbation inside.
     steps: gradient steps.
-    change: of the radius in a step, relative.
+    change: relative change of the radius in a step.
     first_radius: the radius at the start.
   """
 

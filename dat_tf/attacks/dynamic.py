@@ -97,7 +97,7 @@ class Curriculum(Scheduled):
   """PGD that grows to full strength in the course of training, in a line.
 
   At training step t, counted from 0, with r = min(1, (t + 1) / steps_growing), it has K
-  = ceil(r steps); radius and step size grow likewise over epsilon_growing. Growing K is
+  = ceil(r steps); radius and step size grow so over epsilon_growing. Growing K is
   the curriculum of Cai et al., "Curriculum adversarial training", IJCAI 2018, who go on
   to the next K once accuracy under this one rises no more.
 
@@ -106,7 +106,8 @@ class Curriculum(Scheduled):
   Attributes:
     attack: at full strength.
     steps_growing: training steps until K is full; 0 if it always is.
-    epsilon_growing: training steps until radius and step size are; 0 likewise.
+    epsilon_growing: training steps until radius and step size are full; 0 if they
+      always are.
   """
 
   attack: PGD

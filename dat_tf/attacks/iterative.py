@@ -70,7 +70,7 @@ class Iterative:
 
   Attributes:
     ball: what counts as an adversarial image, and the norm.
-    steps: of a round.
+    steps: number of steps of a round.
     stop_norm: a round ends once `norm` is at most this.
   """
 

@@ -95,7 +95,7 @@ def _best_pair(up: tf.Tensor, fall: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
 
   Args:
     up: float32 [B, n], of which a pair's sum must be positive.
-    fall: float32 [B, n], likewise.
+    fall: float32 [B, n], of which a pair's sum must be positive.
     free: bool [B, n], which entries may be chosen.
 
   Returns:

@@ -79,9 +79,9 @@ class CarliniWagner(Smallest):
 
   Attributes:
     ball: an example is broken by a perturbation inside.
-    steps: of Adam for each weight.
+    steps: number of Adam's steps for each weight.
     weights: how many are tried.
-    learning_rate: of Adam.
+    learning_rate: Adam's.
     first_weight: the first that is tried.
   """
 

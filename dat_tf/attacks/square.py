@@ -42,7 +42,7 @@ class Square(Bounded):
     ball: where adversarial images are sought.
     steps: queries in a round.
     restarts: rounds, each with its own random numbers.
-    share: of the image that the first windows cover, in (0, 1].
+    share: part of the image that the first windows cover, in (0, 1].
   """
 
   ball: norms.Ball

@@ -103,7 +103,7 @@ def names(directory: str) -> list[str]:
 
   if not tf.io.gfile.isdir(directory):
     return []
-  # Of object stores folders end in a slash.
+  # Object stores end the names of folders in a slash.
   return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
 
 

@@ -175,7 +175,7 @@ class _ChunkExchange(_Exchange):
     if not keeps_lost:
       return means, None
     lost = sent.values - self.quantizer.decode(sent.codes, chunk)
-    # Of the mean, this worker alone knows what is lost here.
+    # This worker alone knows what its part of the mean loses.
     here = workers * (mean - means[own])[tf.newaxis]
     return means, tf.concat([lost[before], here, lost[after]], axis=0)
 

@@ -188,7 +188,7 @@ def stochastic(keys: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def nearest(keys: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """To the nearer level, upwards from the middle; no random numbers."""
+  """Rounds to the nearer level, upwards from the middle; no random numbers."""
   del keys
   half = tf.fill(positions.shape, _UNITS // 2)
   return half, half

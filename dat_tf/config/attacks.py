@@ -143,7 +143,7 @@ def _warm_start_refuses(settings: Settings) -> Refusals:
 
 
 def _training_refuses(settings: Settings) -> Refusals:
-  """Of attacks whose passes train."""
+  """What does not go together with attacks whose passes train."""
   named = f"--attack={settings.attack}"
   yield (
     settings.accumulation > 1,

@@ -307,7 +307,7 @@ def switch(default: Optional[bool], help_text: str, *, may_change: bool = False)
 
 
 def declarations(settings: type) -> dict[str, Declaration]:
-  """Of all settings of a class, by name."""
+  """The declarations of all settings of a class, by name."""
   return {
     field.name: field.metadata[_DECLARATION] for field in dataclasses.fields(settings)
   }

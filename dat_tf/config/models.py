@@ -65,7 +65,7 @@ def make_average(
     start = round(settings.average_from_epoch * steps_per_epoch)
     return WeightAverage(classifier, settings.average_decay, start)
   if settings.weight_average == "stochastic":
-    # Of the first epoch that lies behind the start as a whole.
+    # The first epoch that lies behind the start as a whole.
     first = math.ceil(settings.average_from_epoch) + 1
     return WeightAverage(classifier, 1.0, first * steps_per_epoch - 1, steps_per_epoch)
   return None

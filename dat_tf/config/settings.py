@@ -67,7 +67,7 @@ class Settings(
     return objectives.training_objective(self.objective).certified
 
   def words(self) -> dict[str, str]:
-    """By its name each setting that has a value, as --name=value."""
+    """Each setting that has a value, as --name=value, by its name."""
     found = {
       name: written(name, getattr(self, name), declared)
       for name, declared in declarations(Settings).items()
@@ -147,7 +147,7 @@ def _contradictions(settings: Settings) -> Refusals:
 
 
 def _idle_lines(settings: Settings) -> Iterator[str]:
-  """Of each setting that was given and plays no part."""
+  """A line for each setting that was given and plays no part."""
   found = idle(settings)
   given = [name for name in found.names if not is_default(settings, name)]
   if not given:

@@ -35,7 +35,7 @@ from dat_tf.conversion.items import Item, read_items
 from dat_tf.data import writing
 from dat_tf.workers.cluster import num_cores
 
-# Of those that cannot be read.
+# How many of the images that cannot be read are named.
 _NAMED = 10
 
 
@@ -205,7 +205,7 @@ def write_in_threads(plan: Plan) -> Written:
     BadImages: As for `write_shard`, of all files; those without bad images are there.
     UserError: As for `write_shard`. The files that were complete stay.
   """
-  # Of no use here, and TensorFlow would take all of their memory.
+  # GPUs are of no use here, and TensorFlow would take all of their memory.
   with contextlib.suppress(RuntimeError):  # They are in use in this process already.
     tf.config.set_visible_devices([], "GPU")
   stop = threading.Event()

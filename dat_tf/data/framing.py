@@ -137,7 +137,7 @@ def read(path: Any, offset: Any, num_records: Any) -> tf.data.Dataset:
   Args:
     path: The file, a string or a string tensor [].
     offset: As in `Segment`, an integer or an int64 tensor [].
-    num_records: As in `Segment`, likewise.
+    num_records: As in `Segment`, an integer or an int64 tensor [].
 
   Raises:
     tf.errors.DataLossError: While it is read, at a record that fails its checksum.

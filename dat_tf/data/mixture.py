@@ -12,8 +12,8 @@ def mixed(
 
   Args:
     labeled: As `pipeline.training_dataset` makes it.
-    unlabeled: Likewise; labels may be -1, or soft (float32 [batch, num_classes]), in
-      which case all become so.
+    unlabeled: A dataset of the same kind; labels may be -1, or soft (float32 [batch,
+      num_classes]), in which case all become so.
     num_classes: Of the labels.
 
   Returns:

@@ -168,7 +168,7 @@ def first_image_shape(
   """(height, width, channels) of the first image in a file, as `detect_form` finds it.
 
   Returns:
-    The shape; the channels are 3 where the first images differ in theirs.
+    The shape; the channels are 3 where the first images differ in channels.
 
   Raises:
     UserError: That record cannot be read, or its image has not 1 or 3 channels.

@@ -112,7 +112,7 @@ def shard_files(
     segments: tuple[framing.Segment, ...]
     if skip_bad_records:
       segments, bad = framing.scan(path)
-      # Of a file that several workers read, each reports its own.
+      # Where several workers read a file, each reports the bad records of its part.
       bad_records += [
         f"{path}: record {record.number} (counted from 0) {record.reason}"
         for record in bad

@@ -60,7 +60,7 @@ class Prober:
       direction = ball.steepest(hashing.normal(keys, images.shape[1:]))
       return around(epsilon).project(images, images + epsilon * direction)
 
-    # Of an object tf.function would take over the attributes, in place of its own.
+    # A lambda: tf.function would copy the attributes of a callable object over its own.
     self._classify = tf.function(lambda images: classifier(images))
     self._gradient = tf.function(gradient)
     self._step = tf.function(step)
@@ -87,7 +87,7 @@ class Prober:
     return cross_entropy(self.logits(images), labels).numpy()
 
   def gradients(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of the loss, [N, H, W, C]."""
+    """Gradients of the loss with respect to each image, [N, H, W, C]."""
     return self._in_batches(self._gradient, images, labels)[2]
 
   def noisy(self, images: np.ndarray, keys: np.ndarray, epsilon: float) -> np.ndarray:

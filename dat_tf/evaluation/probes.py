@@ -17,9 +17,9 @@ from dat_tf.base import hashing
 from dat_tf.evaluation.prober import PGD_STEPS, Prober
 from dat_tf.evaluation.robustness import batch_difference, finite
 
-# Of the run's epsilon.
 # AutoAttack's: how often the same images are classified.
 _CALLS = 5
+# Multiples of the run's epsilon.
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 STEPS = (0, 1, 2, 5, 10, 20, 50)
 _SURFACE = np.linspace(-2.0, 2.0, 21, dtype=np.float32)
@@ -60,8 +60,8 @@ def probe(
       example_id, pgd_broken, noise_broken [N], at epsilon;
       zero_gradient, share of images without a gradient, as they are or at the random
         point where APGD starts; random_difference, the largest between an image's
-        logits in two of five calls, each over its norm; batch_difference, of those of
-        one image in two batches, likewise;
+        logits in two of five calls, each over its norm; batch_difference, that
+        between one image's logits in two batches, over their norm;
       grey_epsilon, at which all images can be made the same grey one; grey_accuracy,
         under PGD there.
 

@@ -70,8 +70,8 @@ class Runner:
   ):
     self.epsilon = attack.ball.epsilon
     self._attack, self._batch_size = attack, batch_size
-    # Of lambdas and methods TensorFlow would warn, when there are several attacks, that
-    # one is traced for ever again.
+    # A partial: TensorFlow takes the lambdas or methods of several attacks for one
+    # function, and warns that it is retraced for ever.
     self._refill = tf.function(functools.partial(_refilled, attack))
     self._run_batch: Callable[..., iterative.State] = tf.function(
       functools.partial(iterative.run, attack, classifier)

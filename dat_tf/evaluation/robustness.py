@@ -182,7 +182,7 @@ BATCH_MATTERS = (
   "size of batches and on the number of workers: have batch-norm use its averages "
   "(training=False)"
 )
-# Of the logits' norm; what rounding makes of it stays far below.
+# A part of the logits' norm; differences that come of rounding stay far below it.
 BATCH_NOISE = 1e-3
 
 

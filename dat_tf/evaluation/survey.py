@@ -92,9 +92,9 @@ class Survey:
     seed: of all random numbers.
     depends_on: what else outcomes depend on, such as weights and files; for JSON.
     worker: index of this one.
-    num_workers: of all, at least 1.
+    num_workers: number of all workers, at least 1.
     source: the classifier that transfer attacks are made on, if there are any.
-    source_fingerprint: of its weights.
+    source_fingerprint: fingerprint of the source's weights.
   """
 
   directory: str
@@ -186,7 +186,7 @@ class Survey:
     return self._store(name).merge(self.data.whole.num_examples)
 
   def done(self, names: Iterable[str]) -> dict[str, outcomes.Rows]:
-    """Of the attacks that are done on all examples, their outcomes and `sequence`."""
+    """Outcomes and `sequence` of each attack that is done on all examples."""
     found: dict[str, outcomes.Rows] = {}
     count = self.data.whole.num_examples
     for name in names:

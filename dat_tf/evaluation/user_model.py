@@ -20,7 +20,7 @@ from dat_tf.base.run_directory import RunDirectory
 from dat_tf.evaluation.robustness import finite
 from dat_tf.models import stored
 
-# Of pixels, as models take them.
+# The ranges of pixels that models usually take.
 _USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0))
 # How far the probabilities of all classes, in 16 bits, may be from 1 together.
 _SUM_TOLERANCE = 1e-2

@@ -50,7 +50,7 @@ def warmed_up_momentum(model: keras.Model, step: tf.Tensor) -> Iterator[None]:
 
 
 def largest_momentum(model: keras.Model) -> float:
-  """Of the moving averages of its batch-norm layers, 0 to 1; 0 if it has none.
+  """The largest momentum of its batch-norm layers, 0 to 1; 0 if it has none.
 
   Args:
     model: Keras model, of any nesting.

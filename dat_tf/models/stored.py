@@ -152,7 +152,7 @@ def _read(path: str) -> bytes:
 
 
 def _code_in_texts(content: bytes) -> Iterator[str]:
-  """Of all JSON objects in a protocol buffer of texts."""
+  """What runs code in any JSON object in a protocol buffer of texts."""
   text, place = content.decode("utf-8", "replace"), 0
   decoder = json.JSONDecoder()
   while (place := text.find("{", place)) >= 0:

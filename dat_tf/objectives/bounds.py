@@ -127,9 +127,9 @@ class _Step:
     if self.affine is None:
       apply = self.layer if isinstance(self.layer, _MAXIMA) else tf.nn.relu
       return Interval(apply(inputs[0].lower), apply(inputs[0].upper))
-    centre = self.affine(self.layer, [(x.upper + x.lower) / 2 for x in inputs], False)
+    center = self.affine(self.layer, [(x.upper + x.lower) / 2 for x in inputs], False)
     radius = self.affine(self.layer, [(x.upper - x.lower) / 2 for x in inputs], True)
-    return Interval(centre - radius, centre + radius)
+    return Interval(center - radius, center + radius)
 
 
 def check(model: keras.Model) -> None:
@@ -147,7 +147,7 @@ def interval_margins(
   Args:
     model: a Keras model of layers that have bounds, images -> logits.
     lower: float32 [B, H, W, C], the smallest pixels.
-    upper: likewise, the largest.
+    upper: float32 [B, H, W, C], the largest pixels.
     labels: integer [B].
 
   Returns:

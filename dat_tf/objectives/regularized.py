@@ -60,7 +60,7 @@ class InputGradient:
   double backpropagation.
 
   Attributes:
-    weight: at least 0; the gradient is by pixels in [0, 1].
+    weight: at least 0; the gradient is with respect to pixels in [0, 1].
   """
 
   weight: float

@@ -22,7 +22,8 @@ class Inputs:
   Attributes:
     train: labelled examples to train on; None in modes that do not train.
     test: examples to evaluate on; None if there are none.
-    validation: likewise while training, if they are not the test examples.
+    validation: examples to evaluate on while training, if they are not the test
+      examples; None if there are none.
     unlabeled: examples to train on or to label without true labels; None if there are
       none.
   """

@@ -12,7 +12,7 @@ from PIL import Image
 from dat_tf.monitoring import picture_grid
 from dat_tf.reporting.runs import RunRecord
 
-# Of each run; a page should stay small enough to be sent.
+# Images of each run: a page should stay small enough to be sent.
 _MOST = 12
 
 

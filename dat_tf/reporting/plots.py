@@ -124,7 +124,7 @@ _CURVES = (
   (
     "gradient_norm",
     "Gradient in training",
-    "Of the mean over all workers, all weights together.",
+    "The norm of the mean over all workers, all weights together.",
     "ℓ2 norm of the gradient",
   ),
   ("learning_rate", "Learning rate", "Its warm-up and decay.", "Learning rate"),
@@ -326,7 +326,7 @@ def _confusion_plot(runs: Sequence[RunRecord], index: int) -> Plot:
   def draw(theme: Theme) -> Figure:
     figure, axes = make_axes(min(4.6, 2.2 + 0.24 * classes))
     for (row, column), share in np.ndenumerate(shares):
-      # Of the run's colour, the stronger the more: on light and dark paper alike.
+      # The run's colour, stronger for larger shares, shows on light and dark paper.
       cell = Rectangle((column - 0.5, row - 0.5), 1, 1, lw=0, alpha=share)
       cell.set_facecolor(theme.run(index))
       axes.add_patch(cell)

@@ -135,8 +135,8 @@ def _read(name: str, directory: str) -> RunRecord:
     )
   there = RunDirectory(directory)
   results = read_results(there.results)
-  # Of attacks that results.json knows, on the same weights and images: other files may
-  # be those of a run under way, or of earlier weights.
+  # Only attacks that results.json names, on the same weights and images, are read:
+  # other files may be those of a run under way, or of earlier weights.
   found = []
   measured = results.get("fingerprint") or "unknown"
   for attack in results.get("robust_accuracy") or {}:

@@ -225,7 +225,7 @@ def ball(run: RunRecord) -> str:
 
 
 def _worst(run: RunRecord) -> Cell:
-  """Of attacks whose outcomes are known on the same examples."""
+  """Accuracy under all attacks whose outcomes on the same examples are known."""
   outcomes = run.outcomes
   same = [
     outcome.robust

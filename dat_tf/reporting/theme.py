@@ -76,7 +76,7 @@ DARK = Theme(
   runs=("#58b0ec", "#f28c3a", "#2fc196", "#e08fc0", "#dcc04a", "#9fd5f5"),
 )
 
-# Of a run, besides its colour.
+# The shapes that tell runs apart, besides their colours.
 MARKERS = "osD^vP"
 
 _NAMES = list(LIGHT.variables())

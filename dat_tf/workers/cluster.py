@@ -44,7 +44,7 @@ class Cluster:
 
   @property
   def port(self) -> int:
-    """At which TensorFlow's server of this worker listens; 0 without TF_CONFIG."""
+    """The port of this worker's TensorFlow server; 0 without TF_CONFIG."""
     address = self.addresses[self.index] if self.addresses else ":0"
     return int(address.rpartition(":")[2])
 

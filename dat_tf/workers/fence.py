@@ -16,8 +16,8 @@ import sys
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
-# Of classic BPF, <linux/filter.h>: load a byte or a word of the packet, compare it or
-# some bits of it, return. Offsets from here on count from the IP header.
+# Instructions of classic BPF, <linux/filter.h>: load a byte or a word of the packet,
+# compare it or some bits of it, return. Offsets from here on count from the IP header.
 _IP = 0xFFFFFFFF & -0x100000
 _LOAD_BYTE, _LOAD, _AND, _IF_EQUAL, _RETURN = 0x30, 0x20, 0x54, 0x15, 0x06
 # Instruction, how many to pass over if it holds and if not, number.

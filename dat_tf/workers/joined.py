@@ -67,7 +67,7 @@ class Workers:
     longest = self.largest(len(encoded))
     if not longest:
       return [""] * self.cluster.num_workers
-    # Of few lengths: each has a graph of its own.
+    # Texts are padded to few lengths, since each has a graph of its own.
     length = 1024
     while length < longest:
       length *= 16
