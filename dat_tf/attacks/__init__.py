@@ -16,7 +16,7 @@ The attacks of evaluation have names, see `make_attacks`; `dat_tf.evaluation` ru
 and `OneShot` makes such a callable of each.
 """
 
-from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.apgd import APGD, SparseAPGD
 from dat_tf.attacks.ascent import Ascent
 from dat_tf.attacks.attack import Attack, Scheduled
 from dat_tf.attacks.ddn import DDN
@@ -61,6 +61,7 @@ __all__ = [
   "PGD",
   "Pass",
   "Scheduled",
+  "SparseAPGD",
   "Square",
   "TRANSFER",
   "TrainingPass",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -26,10 +26,12 @@ from dat_tf.attacks.iterative import (
   unfooled,
 )
 from dat_tf.base import hashing
+from dat_tf.base.errors import UserError
 from dat_tf.objectives.losses import cross_entropy
 
 _MOMENTUM = 0.75
 _RHO = 0.75  # share of steps that must raise the loss for the step size to stay
+_RADII = 3.0, 2.0, 1.0  # of the stages in l1, in units of epsilon
 
 
 class _Schedule(NamedTuple):
@@ -47,10 +49,20 @@ class _Schedule(NamedTuple):
   window: np.ndarray
   radius: np.ndarray
 
+  @classmethod
+  def of_stage(cls, windows: list[int], steps: int, radius: float) -> _Schedule:
+    """A stage evaluates its start and then as many points as it has steps."""
+    number = np.arange(steps + 1)
+    window = np.zeros(steps + 1, np.int32)
+    window[np.cumsum(windows, dtype=np.int32)] = windows
+    return cls(
+      number == 0, number == steps, window, np.full(steps + 1, radius, np.float32)
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class APGD(Bounded):
-  """Auto-PGD.
+  """Auto-PGD, in the linf and the l2 ball.
 
       z       = project(x_k + step_size * steepest(grad loss))
       x_{k+1} = project(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1}))
@@ -58,10 +70,6 @@ class APGD(Bounded):
   The step size begins at twice epsilon. At checkpoints, ever closer together, it is
   halved, and the search goes on from the best point, if too few steps raised the loss
   since the last one, or none led to a new best.
-
-  In the l1 ball there is no momentum; a step moves the largest entries only, fewer the
-  sparser the best perturbation is, and the search passes through balls of 3 and 2
-  epsilon before it comes to that of epsilon.
 
   Attributes:
     ball: where adversarial images are sought.
@@ -74,6 +82,10 @@ class APGD(Bounded):
     samples: calls of the classifier whose mean loss is climbed (EOT), for a classifier
       that draws random numbers. What fools it is told by the mean of their logits: of
       many single calls one may always err.
+
+  Raises:
+    UserError: a number is not greater than 0, or the ball is not one that the class is
+      for.
   """
 
   ball: norms.Ball
@@ -83,6 +95,11 @@ class APGD(Bounded):
   targets: int = 0
   samples: int = 1
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if isinstance(self.ball, norms.L1):
+      raise UserError("APGD: for a ball in l1 there is SparseAPGD.")
+
   def num_steps(self, size: int) -> int:
     del size
     return len(self._schedule().first)
@@ -91,27 +108,10 @@ class APGD(Bounded):
     return self.restarts * max(min(self.targets, num_classes - 1), 1)
 
   def start(self, examples: Examples) -> State:
-    images = examples.images
-    if isinstance(self.ball, norms.L1):
-      # Noise uniform in the ball moves each entry by almost nothing.
-      noise = hashing.normal(examples.keys, images.shape[1:])
-      stage = tf.fill([tf.shape(images)[0]], self._radii()[0] * self.ball.epsilon)
-      point = self.ball.project(images, images + noise, stage)
-    else:
-      point = self.ball.random_start(examples.keys, images)
-    zeros = tf.zeros([tf.shape(images)[0]])
-    state = {
-      **unfooled(images),
-      "point": point,
-      "best": point,
-      "best_gradient": tf.zeros_like(images),
-      "best_loss": zeros,
-      "step_size": zeros,
-    }
-    if isinstance(self.ball, norms.L1):
-      return {**state, "density": zeros, "moved": zeros}
+    point = self.ball.random_start(examples.keys, examples.images)
+    zeros = tf.zeros([tf.shape(point)[0]])
     return {
-      **state,
+      **_started(examples.images, point),
       "previous": point,
       "previous_loss": zeros,
       "increases": zeros,
@@ -130,32 +130,29 @@ class APGD(Bounded):
       lambda logits: self.loss(logits, examples.labels, *extra),
       self.samples,
     )
-    now = _Schedule(*(tf.gather(values, k) for values in self._schedule()))
-    better = now.first | (loss > state["best_loss"])
-    best = {
-      "best": select(better, point, state["best"]),
+    first = tf.gather(self._schedule().first, k)
+    better = first | (loss > state["best_loss"])
+    best = select(better, point, state["best"])
+    fooled = examples.fooled(logits)
+    found = {
+      "best": best,
       "best_gradient": select(better, gradient, state["best_gradient"]),
       "best_loss": tf.where(better, loss, state["best_loss"]),
+      "adversarial": select(fooled, point, best),
+      "norm": tf.where(fooled, self.ball.norm(point - examples.images), float("inf")),
     }
-    fooled = examples.fooled(logits)
-    norm = tf.where(fooled, self.ball.norm(point - examples.images), float("inf"))
-    found = {
-      "adversarial": select(fooled, point, best["best"]),
-      "norm": norm,
-    }
-    state = {**state, **best, **found}
-    if isinstance(self.ball, norms.L1):
-      return self._sparse_move(examples, state, now, gradient, k)
-    return self._move(examples, state, now, gradient, loss)
+    return self._move(examples, {**state, **found}, k, gradient, loss)
 
   def _move(
     self,
     examples: Examples,
     state: State,
-    now: _Schedule,
+    k: tf.Tensor,
     gradient: tf.Tensor,
     loss: tf.Tensor,
   ) -> State:
+    """The next point; `gradient` and `loss` are those at the present one."""
+    now = _Schedule(*(tf.gather(values, k) for values in self._schedule()))
     point = state["point"]
     raised = tf.cast(~now.first & (loss > state["previous_loss"]), tf.float32)
     increases = state["increases"] + raised
@@ -187,15 +184,54 @@ class APGD(Bounded):
       ),
     }
 
-  def _sparse_move(
+  def _schedule(self) -> _Schedule:
+    steps = self.steps
+    windows: list[int] = []
+    window = max(int(0.22 * steps), 1)
+    while sum(windows) + window <= steps:
+      windows.append(window)
+      window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+    return _Schedule.of_stage(windows, steps, radius=1.0)
+
+
+class SparseAPGD(APGD):
+  """Auto-PGD in the l1 ball: without momentum, and a few entries at a time.
+
+  A step moves the largest entries of the gradient only, fewer the sparser the best
+  perturbation is. At checkpoints the step size falls, or begins anew from the best
+  point once that has become sparser. The search passes through balls of 3 and 2 epsilon
+  before it comes to that of epsilon.
+
+  Its attributes are those of `APGD`.
+  """
+
+  def __post_init__(self) -> None:
+    Bounded.__post_init__(self)
+    if not isinstance(self.ball, norms.L1):
+      raise UserError("SparseAPGD: its ball is one in l1; for others there is APGD.")
+
+  def start(self, examples: Examples) -> State:
+    assert isinstance(self.ball, norms.L1)
+    images = examples.images
+    # Noise uniform in the ball moves each entry by almost nothing.
+    noise = hashing.normal(examples.keys, images.shape[1:])
+    zeros = tf.zeros([tf.shape(images)[0]])
+    radius = tf.fill([tf.shape(images)[0]], _RADII[0] * self.ball.epsilon)
+    point = self.ball.project(images, images + noise, radius)
+    return {**_started(images, point), "density": zeros, "moved": zeros}
+
+  def _move(
     self,
     examples: Examples,
     state: State,
-    now: _Schedule,
-    gradient: tf.Tensor,
     k: tf.Tensor,
+    gradient: tf.Tensor,
+    loss: tf.Tensor,
   ) -> State:
+    del loss
     assert isinstance(self.ball, norms.L1)
+    schedule = self._schedule()
+    now = _Schedule(*(tf.gather(values, k) for values in schedule))
     images, point = examples.images, state["point"]
     size = images.shape[1:].num_elements()
     moved = tf.math.count_nonzero(state["best"] - images, [1, 2, 3], dtype=tf.float32)
@@ -214,8 +250,8 @@ class APGD(Bounded):
     step = per_example(step_size) * self.ball.steepest(gradient, density)
     # The next stage begins where this one was best, in a ball of its own.
     point = select(now.last, state["best"], point + step)
-    radii = self._schedule().radius
-    radius = tf.gather(radii, tf.minimum(k + 1, len(radii) - 1)) * self.ball.epsilon
+    last = len(schedule.radius) - 1
+    radius = tf.gather(schedule.radius, tf.minimum(k + 1, last)) * self.ball.epsilon
     return {
       **state,
       "point": self.ball.project(images, point, radius),
@@ -224,32 +260,27 @@ class APGD(Bounded):
       "moved": tf.where(update, moved, state["moved"]),
     }
 
-  def _radii(self) -> tuple[float, ...]:
-    return (3.0, 2.0, 1.0) if isinstance(self.ball, norms.L1) else (1.0,)
-
   def _schedule(self) -> _Schedule:
-    """Each stage evaluates its start and then as many points as it has steps."""
-    sparse = isinstance(self.ball, norms.L1)
-    stages = [self.steps]
-    if sparse:
-      early = math.ceil(0.3 * self.steps)
-      stages = [early, early, self.steps - 2 * early]
-    rows = []
-    for radius, steps in zip(self._radii(), stages):
-      windows = np.zeros(steps + 1, np.int32)
-      place, window = 0, max(int((0.04 if sparse else 0.22) * steps), 1)
-      while place + window <= steps:
-        place += window
-        windows[place] = window
-        if not sparse:
-          window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
-      number = np.arange(steps + 1)
-      rows.append(
-        (
-          number == 0,
-          number == steps,
-          windows,
-          np.full(steps + 1, radius, np.float32),
-        )
-      )
-    return _Schedule(*(np.concatenate(column) for column in zip(*rows)))
+    early = math.ceil(0.3 * self.steps)
+    stages = []
+    for radius, steps in zip(_RADII, (early, early, self.steps - 2 * early)):
+      window = max(int(0.04 * steps), 1)
+      stages.append(_Schedule.of_stage([window] * (steps // window), steps, radius))
+    return _Schedule(*map(np.concatenate, zip(*stages)))
+
+
+def auto_pgd(ball: norms.Ball, *args: Any, **kwargs: Any) -> APGD:
+  """The form of APGD that is for the ball; takes what `APGD` takes."""
+  return (SparseAPGD if isinstance(ball, norms.L1) else APGD)(ball, *args, **kwargs)
+
+
+def _started(images: tf.Tensor, point: tf.Tensor) -> State:
+  zeros = tf.zeros([tf.shape(images)[0]])
+  return {
+    **unfooled(images),
+    "point": point,
+    "best": point,
+    "best_gradient": tf.zeros_like(images),
+    "best_loss": zeros,
+    "step_size": zeros,
+  }

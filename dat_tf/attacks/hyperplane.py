@@ -57,21 +57,12 @@ def nearest(
     values = tf.gather(logits, classes, batch_dims=1)
     values -= losses.chosen(logits, examples.labels)[:, None]
   gradients = tape.batch_jacobian(values, points)  # all classes in one pass
-  distances = tf.abs(values) / tf.maximum(_dual_norm(ball, gradients), 1e-12)
+  distances = tf.abs(values) / tf.maximum(ball.dual_norm(gradients), 1e-12)
   index = tf.argmin(distances, axis=1)
   value, gradient, distance = (
     tf.gather(x, index, batch_dims=1) for x in (values, gradients, distances)
   )
   return Boundary(logits, value, gradient, distance)
-
-
-def _dual_norm(ball: norms.Ball, gradients: tf.Tensor) -> tf.Tensor:
-  """[B, n, H, W, C] -> [B, n]."""
-  if isinstance(ball, norms.L1):
-    return tf.reduce_max(tf.abs(gradients), [2, 3, 4])
-  if isinstance(ball, norms.L2):
-    return tf.sqrt(tf.reduce_sum(tf.square(gradients), [2, 3, 4]))
-  return tf.reduce_sum(tf.abs(gradients), [2, 3, 4])
 
 
 def shortest_way(

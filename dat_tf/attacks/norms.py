@@ -133,6 +133,17 @@ class LInfinity:
     """[B, H, W, C] -> [B]."""
     return tf.reduce_max(tf.abs(perturbation), axis=[1, 2, 3])
 
+  def dual_norm(self, gradients: tf.Tensor) -> tf.Tensor:
+    """The largest growth of a linear function for a move of norm 1.
+
+    Args:
+      gradients: [..., H, W, C].
+
+    Returns:
+      [...].
+    """
+    return tf.reduce_sum(tf.abs(gradients), axis=[-3, -2, -1])
+
 
 @dataclasses.dataclass(frozen=True)
 class L2:
@@ -187,6 +198,10 @@ class L2:
   def norm(self, perturbation: tf.Tensor) -> tf.Tensor:
     """[B, H, W, C] -> [B]."""
     return _l2_norm(perturbation)[:, 0, 0, 0]
+
+  def dual_norm(self, gradients: tf.Tensor) -> tf.Tensor:
+    """The largest growth of a linear function for a move of norm 1, [..., H, W, C]."""
+    return tf.sqrt(tf.reduce_sum(tf.square(gradients), axis=[-3, -2, -1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +312,10 @@ class L1:
   def norm(self, perturbation: tf.Tensor) -> tf.Tensor:
     """[B, H, W, C] -> [B]."""
     return _l1_norm(perturbation)[:, 0, 0, 0]
+
+  def dual_norm(self, gradients: tf.Tensor) -> tf.Tensor:
+    """The largest growth of a linear function for a move of norm 1, [..., H, W, C]."""
+    return tf.reduce_max(tf.abs(gradients), axis=[-3, -2, -1])
 
 
 Ball = Union[LInfinity, L2, L1]

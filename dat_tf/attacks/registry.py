@@ -7,7 +7,7 @@ import re
 from typing import Callable, Optional
 
 from dat_tf.attacks import losses, norms
-from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.apgd import APGD, auto_pgd
 from dat_tf.attacks.ascent import Ascent
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.deepfool import DeepFool
@@ -23,17 +23,17 @@ from dat_tf.objectives.losses import cross_entropy
 
 # In l1 AutoAttack runs APGD-CE five times, and aims at five classes.
 def _apgd_ce(ball: norms.Ball) -> APGD:
-  return APGD(ball, restarts=5 if isinstance(ball, norms.L1) else 1)
+  return auto_pgd(ball, restarts=5 if isinstance(ball, norms.L1) else 1)
 
 
 def _apgd_t(ball: norms.Ball) -> APGD:
   targets = 5 if isinstance(ball, norms.L1) else 9
-  return APGD(ball, losses.targeted_dlr, targets=targets)
+  return auto_pgd(ball, losses.targeted_dlr, targets=targets)
 
 
 _ALONE: dict[str, Callable[[norms.Ball], Iterative]] = {
   "apgd-ce": _apgd_ce,
-  "apgd-dlr": lambda ball: APGD(ball, losses.dlr),
+  "apgd-dlr": lambda ball: auto_pgd(ball, losses.dlr),
   "apgd-t": _apgd_t,
   "fab": lambda ball: FAB(ball, targets=0, minimal=True, restarts=5),
   "fab-t": lambda ball: FAB(ball, minimal=True),
@@ -48,15 +48,15 @@ _SUITES: dict[str, Callable[[norms.Ball], dict[str, Iterative]]] = {
     "square": Square(ball),
   },
   "autoattack-rand": lambda ball: {
-    "apgd-ce": APGD(ball, samples=20),
-    "apgd-dlr": APGD(ball, losses.dlr, samples=20),
+    "apgd-ce": auto_pgd(ball, samples=20),
+    "apgd-dlr": auto_pgd(ball, losses.dlr, samples=20),
   },
   "autoattack-plus": lambda ball: {
-    "apgd-ce": APGD(ball, restarts=5),
-    "apgd-dlr": APGD(ball, losses.dlr, restarts=5),
+    "apgd-ce": auto_pgd(ball, restarts=5),
+    "apgd-dlr": auto_pgd(ball, losses.dlr, restarts=5),
     "fab": FAB(ball, targets=0, restarts=5),
     "square": Square(ball),
-    "apgd-t": APGD(ball, losses.targeted_dlr, targets=9),
+    "apgd-t": auto_pgd(ball, losses.targeted_dlr, targets=9),
     "fab-t": FAB(ball),
   },
 }

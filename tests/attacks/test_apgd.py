@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from numpy_attacks import TanhNetwork, l1_project
 
 from dat_tf.attacks import L1, L2, LInfinity, iterative
-from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.apgd import APGD, SparseAPGD
 from dat_tf.base import hashing
 
 SHAPE, COUNT, STEPS = (4, 4, 2), 8, 40
@@ -160,7 +160,7 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
       self.assertGreater(len(halvings), 1)
 
   def test_in_l1_it_is_that_of_its_paper(self):
-    attack = APGD(L1(1.5), steps=SPARSE_STEPS)
+    attack = SparseAPGD(L1(1.5), steps=SPARSE_STEPS)
     start = attack.start(self.examples())["point"].numpy().astype("f8")
     histories = np.array(
       [
@@ -179,7 +179,7 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
         self.assertGreaterEqual(same.sum(), COUNT - 1, (name, count))
 
   def test_in_l1_it_ends_with_a_sparse_perturbation_that_fills_the_ball(self):
-    attack = APGD(L1(1.5), steps=STEPS)
+    attack = SparseAPGD(L1(1.5), steps=STEPS)
     _, state = self.state_after(attack, attack.num_steps(np.prod(SHAPE)))
     delta = (state["best"].numpy() - self.images).reshape(COUNT, -1)
     self.assertAllClose(np.abs(delta).sum(axis=1), np.full(COUNT, 1.5), atol=1e-4)

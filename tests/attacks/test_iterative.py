@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from dat_tf.attacks import L1, L2, LInfinity, hyperplane, losses, square
-from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.apgd import APGD, SparseAPGD
 
 
 def brute_force_way(ball, point, normal, value):
@@ -125,7 +125,7 @@ class ScheduleTest(tf.test.TestCase):
     self.assertAllEqual(windows[expected], np.diff([0, *expected]))
 
   def test_apgd_in_l1_comes_from_larger_balls(self):
-    schedule = APGD(L1(1.0), steps=100)._schedule()
+    schedule = SparseAPGD(L1(1.0), steps=100)._schedule()
     # Each stage looks at its start too.
     radii = np.repeat([3.0, 2.0, 1.0], [31, 31, 41])
     self.assertAllEqual(schedule.radius, radii)

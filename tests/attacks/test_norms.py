@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from numpy_attacks import l1_project
 
 from dat_tf.attacks import L1, L2, NFGSM, PGD, WRM, Free, LInfinity
-from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.apgd import APGD, SparseAPGD
 from dat_tf.attacks.ascent import Ascent
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.square import Square
@@ -43,6 +43,9 @@ class BorderTest(tf.test.TestCase, parameterized.TestCase):
     (lambda: Free(L2(1.0), (2, 4, 4, 1), -0.1), "step_size=-0.1"),
     (lambda: APGD(L2(1.0), steps=0), "steps=0"),
     (lambda: APGD(L2(1.0), restarts=0), "restarts=0"),
+    (lambda: APGD(L1(1.0)), "for a ball in l1 there is SparseAPGD"),
+    (lambda: SparseAPGD(L2(1.0)), "its ball is one in l1"),
+    (lambda: SparseAPGD(L1(1.0), samples=0), "samples=0"),
     (lambda: Ascent(L2(1.0), -1.0, 3), "step_size=-1"),
     (lambda: DDN(L2(1.0), steps=-2), "steps=-2"),
     (lambda: Square(L2(1.0), steps=0), "steps=0"),

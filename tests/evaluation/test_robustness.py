@@ -11,7 +11,7 @@ from absl.testing import parameterized
 from linear_model import CLASSES, Linear, norms_of
 
 from dat_tf.attacks import L1, L2, LInfinity, losses, make_attacks
-from dat_tf.attacks.apgd import APGD
+from dat_tf.attacks.apgd import APGD, SparseAPGD
 from dat_tf.attacks.ascent import Ascent
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.deepfool import DeepFool
@@ -146,15 +146,15 @@ class EvaluatorTest(LinearTestCase):
       self.assertEqual(make_attacks(name, l2), {name: expected})
 
   def test_autoattack_has_the_official_order_and_budgets(self):
-    for ball, restarts, targets in (
-      (LInfinity(0.1), 1, 9),
-      (L2(1.0), 1, 9),
-      (L1(9.0), 5, 5),
+    for ball, apgd, restarts, targets in (
+      (LInfinity(0.1), APGD, 1, 9),
+      (L2(1.0), APGD, 1, 9),
+      (L1(9.0), SparseAPGD, 5, 5),
     ):
       attacks = make_attacks("autoattack", ball)
       expected = {
-        "apgd-ce": APGD(ball, cross_entropy, restarts=restarts),
-        "apgd-t": APGD(ball, losses.targeted_dlr, targets=targets),
+        "apgd-ce": apgd(ball, cross_entropy, restarts=restarts),
+        "apgd-t": apgd(ball, losses.targeted_dlr, targets=targets),
         "fab-t": FAB(ball, minimal=False),
         "square": Square(ball),
       }
