@@ -339,7 +339,7 @@ class AttackSettings:
     "Epochs in which the epsilon of pgd, bim or certified training grows to its value.",
   )
   attack_in_training_mode: bool = switch(
-    False, "Attack with batch-norm in training mode instead of inference mode."
+    "Attack with batch-norm in training mode instead of inference mode."
   )
 
 

@@ -70,7 +70,6 @@ class CommunicationSettings:
     "largest", _SCALES, "What the levels of a bucket are multiples of."
   )
   error_feedback: bool = switch(
-    False,
     "Round to the nearest level, and add what is lost to the gradient of the next "
     "step.",
   )

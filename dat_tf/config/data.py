@@ -76,7 +76,6 @@ class DataSettings:
   )
   channels: str = choice("auto", _CHANNELS, "Channels of the images.", may_change=True)
   data_is_local: bool = switch(
-    False,
     "Each worker trains on all files that its own pattern matches, which no other "
     "worker has, instead of on a share of common files. Test data are common files.",
   )

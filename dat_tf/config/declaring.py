@@ -127,7 +127,7 @@ class _Integer(Parser):
 class _Choice(Parser):
   kind = "choice"
 
-  def __init__(self, names: Sequence[str], takes_own: bool):
+  def __init__(self, names: Sequence[str], *, takes_own: bool):
     self.names, self.takes_own = tuple(names), takes_own
 
   def parse(self, argument: Any) -> str:
@@ -160,6 +160,7 @@ class _List(Parser):
     each: Parser,
     example: str,
     count: Optional[int] = None,
+    *,
     in_order: Callable[[Any, Any], bool] = lambda before, after: True,
     may_be_empty: bool = True,
   ):
@@ -266,7 +267,7 @@ def choice(
 ) -> Any:
   """One of some names; or, if it `takes_own`, `package.module:function` too."""
   records = of if isinstance(of, Mapping) else {}
-  parser = _Choice(tuple(of), takes_own)
+  parser = _Choice(tuple(of), takes_own=takes_own)
   return _field(parser, default, help_text, may_change=may_change, options=records)
 
 
@@ -291,18 +292,20 @@ def numbers(
 ) -> Any:
   """A tuple of rising, finite floats."""
   each = _Number(above, -math.inf, math.inf, math.inf)
-  parser = _List(each, example, count, operator.lt, may_be_empty=not default)
+  parser = _List(each, example, count, in_order=operator.lt, may_be_empty=not default)
   return _field(parser, default, help_text, may_change=may_change)
 
 
 def integer_range(help_text: str, *, may_change: bool = False) -> Any:
   """The first and the last of some integers from 1 on; empty unless given."""
-  parser = _List(_Integer(1, _LARGEST), "10,20", 2, operator.le)
+  parser = _List(_Integer(1, _LARGEST), "10,20", 2, in_order=operator.le)
   return _field(parser, "", help_text, may_change=may_change)
 
 
-def switch(default: Optional[bool], help_text: str, *, may_change: bool = False) -> Any:
-  """True or false; None where it makes a difference that nobody said."""
+def switch(
+  help_text: str, *, default: Optional[bool] = False, may_change: bool = False
+) -> Any:
+  """True or false; its default is None where it makes a difference that nobody said."""
   return _field(_Switch(), default, help_text, may_change=may_change)
 
 

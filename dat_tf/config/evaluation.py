@@ -63,13 +63,13 @@ class EvaluationSettings:
     count=2,
   )
   logits: Optional[bool] = switch(
-    None,
     "The model of --model_path gives logits. Default: it does, unless --probabilities "
     "says otherwise.",
+    default=None,
     may_change=True,
   )
   probabilities: bool = switch(
-    False, "The model of --model_path gives probabilities instead of logits."
+    "The model of --model_path gives probabilities instead of logits."
   )
   source_model_path: Optional[str] = text(
     None,
@@ -84,7 +84,6 @@ class EvaluationSettings:
     may_change=True,
   )
   source_probabilities: bool = switch(
-    False,
     "The model of --source_model_path gives probabilities instead of logits.",
     may_change=True,
   )

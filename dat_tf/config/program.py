@@ -49,7 +49,6 @@ class ProgramSettings:
     None, "Directory of everything that the run writes. Required.", may_change=True
   )
   overwrite: bool = switch(
-    False,
     "Clear what an earlier run wrote in model_dir, and begin anew.",
     may_change=True,
   )
@@ -75,7 +74,6 @@ class ProgramSettings:
     lower=1,
   )
   jit_compile: bool = switch(
-    False,
     "Compile attack and gradient with XLA, which drops the check that images stay in "
     "the ball.",
   )
@@ -96,7 +94,6 @@ class ProgramSettings:
     "With another number of classes the last layer starts anew.",
   )
   unsafe_model: bool = switch(
-    False,
     "Let a model of model_path, source_model_path or initialize_from run code of its "
     "own, which can do all that you can; only for models whose makers you trust.",
     may_change=True,
