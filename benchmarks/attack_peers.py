@@ -49,7 +49,7 @@ def main() -> None:
     norm = np.linalg.norm((adversarial - x).reshape(len(x), -1), order, axis=1)
     return np.where(correct(adversarial, y), FAILED, norm)
 
-  def apgd(loss: str, targeted: bool = False) -> Any:
+  def apgd(loss: str, *, targeted: bool = False) -> Any:
     return AutoProjectedGradientDescent(
       art, np.inf, LINF, 2 * LINF, 100, targeted, 1, 128, loss, verbose=False
     )
@@ -64,7 +64,7 @@ def main() -> None:
     return apgd("difference_logits_ratio").generate(x, one_hot(y))
 
   def apgd_t(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    best, attack = x.copy(), apgd("difference_logits_ratio", True)
+    best, attack = x.copy(), apgd("difference_logits_ratio", targeted=True)
     order = np.argsort(-predict(x).numpy(), axis=1)
     for rank in range(1, classes):
       left = np.flatnonzero(correct(best, y))

@@ -209,7 +209,9 @@ def color_network(rng: np.random.Generator) -> tf.keras.Model:
   model.compile(optimizer=LAMB(WarmupDecay(0.02, 50, "cosine", total_steps=312)))
   data = tf.data.Dataset.from_tensor_slices((in_color(images, rng), labels))
   print("Training the network in color.", flush=True)
-  batches = data.shuffle(COLOR_TRAINED, seed=0).repeat(2).batch(128, True)
+  batches = (
+    data.shuffle(COLOR_TRAINED, seed=0).repeat(2).batch(128, drop_remainder=True)
+  )
   model.fit(batches, verbose=2)
   return model.classifier
 

@@ -81,7 +81,7 @@ class TensorFlowAllReduce:
     return context.all_reduce(tf.distribute.ReduceOp.MEAN, list(tensors)), {}
 
 
-def quantized(bits: int, two_sided: bool) -> Callable[..., AllReduce]:
+def quantized(bits: int, *, two_sided: bool) -> Callable[..., AllReduce]:
   return lambda options: QuantizedAllReduce(
     BucketQuantizer(bits), options, two_sided=two_sided
   )

@@ -159,10 +159,12 @@ def tfrecords(rng: Random, folder: pathlib.Path) -> None:
   path = write(folder, "a", content)
   skip = rng.random() < 0.5
   shard = shards.shard_files([path], 0, 1, skip_bad_records=skip)
-  form = records.detect_form(path, rng.random() < 0.5, skip)
-  shape = records.first_image_shape(path, form, skip)
-  records.has_labels(path, form, skip)
-  wrong = records.explain_data_error([path], form, shape, 10, None, skip)
+  form = records.detect_form(
+    path, needs_label=rng.random() < 0.5, skip_bad_records=skip
+  )
+  shape = records.first_image_shape(path, form, skip_bad_records=skip)
+  records.has_labels(path, form, skip_bad_records=skip)
+  wrong = records.explain_data_error([path], form, shape, 10, skip_bad_records=skip)
   if wrong is not None:
     raise UserError(wrong)
   if not skip and content != whole and shard.num_examples == len(made):
@@ -212,10 +214,13 @@ def _tar(rng: Random, files: dict[str, bytes]) -> bytes:
 
 def _converted(source: str, folder: pathlib.Path) -> list[bytes]:
   """What build_unlabeled writes of a source."""
-  items, make_record, made_of = builder("build_unlabeled").list_source(source, False)
+  list_source = builder("build_unlabeled").list_source
+  items, make_record, made_of = list_source(source, drop_labels=False)
   count = min(2, len(items))
   out = str(folder / "out")
-  conversion.convert(items, make_record, out, "unlabeled", count, 0, made_of)
+  conversion.convert(
+    items, make_record, out, "unlabeled", num_shards=count, settings=made_of
+  )
   paths = writing.present_shards(out, "unlabeled")
   return [record for path in paths for record in framing.read_while_good(path)]
 
@@ -316,7 +321,8 @@ def images(rng: Random, folder: pathlib.Path) -> None:
   make = functools.partial(conversion.encoded_record, class_names=classes)
   for split, items in splits.items():
     out = str(folder / "out")
-    conversion.convert(items, make, out, split, 1, skip_bad_images=rng.random() < 0.5)
+    skip = rng.random() < 0.5
+    conversion.convert(items, make, out, split, num_shards=1, skip_bad_images=skip)
 
 
 def imagenet_labels(rng: Random, folder: pathlib.Path) -> None:

@@ -101,8 +101,15 @@ def launch(command: Sequence[str], num_workers: int, output: BinaryIO) -> Outcom
       for index, cores in enumerate(split_cores(num_workers)):
         task = {"type": "worker", "index": index}
         tf_config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-        as_terminal = bool(erase) and index == 0
-        worker = _Worker(index, command, tf_config, cores, as_terminal, write, events)
+        worker = _Worker(
+          index,
+          command,
+          tf_config=tf_config,
+          cores=cores,
+          as_terminal=bool(erase) and index == 0,
+          write=write,
+          events=events,
+        )
         workers.append(worker)
         running.add(worker)
       while running:
@@ -165,6 +172,7 @@ class _Worker:
     self,
     index: int,
     command: Sequence[str],
+    *,
     tf_config: str,
     cores: set[int],
     as_terminal: bool,

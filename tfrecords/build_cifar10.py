@@ -169,7 +169,15 @@ def build(
     settings = {"sha256_of_pixels": hashlib.sha256(images.tobytes()).hexdigest()}
     items = ArrayItems(len(images), labels)
     make_record = functools.partial(array_record, images)
-    line = convert(items, make_record, output_dir, split, num_shards, seed, settings)
+    line = convert(
+      items,
+      make_record,
+      output_dir,
+      split,
+      num_shards=num_shards,
+      seed=seed,
+      settings=settings,
+    )
     print(line)
 
 

@@ -178,11 +178,11 @@ def main(argv: Sequence[str]) -> None:
       make_record,
       output,
       split,
-      shards,
-      seed,
-      settings,
-      write,
-      _SKIP_BAD_IMAGES.value,
+      num_shards=shards,
+      seed=seed,
+      settings=settings,
+      write=write,
+      skip_bad_images=_SKIP_BAD_IMAGES.value,
     )
     print(line)
   path = os.path.join(output, "classes.txt")

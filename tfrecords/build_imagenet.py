@@ -298,11 +298,11 @@ def main(argv: Sequence[str]) -> None:
       make_record,
       output,
       split,
-      shards[split],
-      _SEED.value,
-      settings,
-      write,
-      _SKIP_BAD_IMAGES.value,
+      num_shards=shards[split],
+      seed=_SEED.value,
+      settings=settings,
+      write=write,
+      skip_bad_images=_SKIP_BAD_IMAGES.value,
     )
     print(f"{line}; {len(synsets):,} classes")
 

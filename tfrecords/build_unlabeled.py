@@ -103,17 +103,19 @@ def images_in_tars(pattern: str) -> list[Item]:
   return items
 
 
-def images_in_npz(path: str, drop_labels: bool) -> Listed:
+def images_in_npz(path: str, *, drop_labels: bool) -> Listed:
   """Lists the images of an .npz, in place if they lie there as they are."""
   arrays = archives.open_npz(path, "image", "label")
-  return images_in_arrays(path, arrays, "image", "label", drop_labels)
+  return images_in_arrays(path, arrays, "image", "label", drop_labels=drop_labels)
 
 
-def images_in_pickle(path: str, drop_labels: bool) -> Listed:
+def images_in_pickle(path: str, *, drop_labels: bool) -> Listed:
   """Lists the images of the TinyImages pickle."""
   with explain_failed_reading(path), open_binary(path) as file:
     arrays = archives.load_pickled_arrays(file, path)
-  return images_in_arrays(path, arrays, "data", "extrapolated_targets", drop_labels)
+  return images_in_arrays(
+    path, arrays, "data", "extrapolated_targets", drop_labels=drop_labels
+  )
 
 
 def images_in_arrays(
@@ -121,6 +123,7 @@ def images_in_arrays(
   arrays: dict[str, Any],
   image_name: str,
   label_name: str,
+  *,
   drop_labels: bool,
 ) -> Listed:
   """Lists the images of an array, in memory or in a file.
@@ -162,7 +165,7 @@ def images_in_arrays(
   return items, functools.partial(array_record, images), settings
 
 
-def list_source(source: str, drop_labels: bool) -> Listed:
+def list_source(source: str, *, drop_labels: bool) -> Listed:
   """Lists the images of a source of any kind.
 
   Raises:
@@ -174,9 +177,9 @@ def list_source(source: str, drop_labels: bool) -> Listed:
     items = list_images(source, source, recursive=True, left_out=left_out)
     say_what_was_left_out(source, left_out)
   elif source.endswith(".npz"):
-    return images_in_npz(source, drop_labels)
+    return images_in_npz(source, drop_labels=drop_labels)
   elif source.endswith((".pickle", ".pkl")):
-    return images_in_pickle(source, drop_labels)
+    return images_in_pickle(source, drop_labels=drop_labels)
   elif source.endswith((".tar", ".tar.gz", ".tgz")):
     items = images_in_tars(source)
   else:
@@ -189,7 +192,9 @@ def list_source(source: str, drop_labels: bool) -> Listed:
 def main(argv: Sequence[str]) -> None:
   write = beam.writer(_RUNNER.value, argv[1:])
   print(f"Listing the images of {_SOURCE.value} ...", flush=True)
-  items, make_record, settings = list_source(_SOURCE.value, _DROP_LABELS.value)
+  items, make_record, settings = list_source(
+    _SOURCE.value, drop_labels=_DROP_LABELS.value
+  )
   shards = min(_NUM_SHARDS.value, len(items))
   output, seed = _OUTPUT_DIR.value, _SEED.value
   line = convert(
@@ -197,11 +202,11 @@ def main(argv: Sequence[str]) -> None:
     make_record,
     output,
     "unlabeled",
-    shards,
-    seed,
-    settings,
-    write,
-    _SKIP_BAD_IMAGES.value,
+    num_shards=shards,
+    seed=seed,
+    settings=settings,
+    write=write,
+    skip_bad_images=_SKIP_BAD_IMAGES.value,
   )
   print(line)
 

@@ -124,5 +124,6 @@ def _best_pair(up: tf.Tensor, fall: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
   best = tf.argmax(gain, axis=1, output_type=tf.int32)
   places = tf.stack([best // tried.shape[1], best % tried.shape[1]], axis=1)
   entries = tf.gather(tried, places, batch_dims=1)
-  chosen = tf.reduce_any(tf.one_hot(entries, size, True, False, dtype=tf.bool), axis=1)
+  is_entry = tf.one_hot(entries, size, on_value=True, off_value=False, dtype=tf.bool)
+  chosen = tf.reduce_any(is_entry, axis=1)
   return chosen & (tf.reduce_max(gain, axis=1, keepdims=True) > 0.0)

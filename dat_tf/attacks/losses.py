@@ -50,5 +50,7 @@ def chosen(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
 
 def others(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   """The logits with the label's at minus infinity; [B, classes]."""
-  is_label = tf.one_hot(labels, logits.shape[1], True, False, dtype=tf.bool)
+  is_label = tf.one_hot(
+    labels, logits.shape[1], on_value=True, off_value=False, dtype=tf.bool
+  )
   return tf.where(is_label, tf.constant(float("-inf"), logits.dtype), logits)

@@ -60,7 +60,7 @@ class Square(Bounded):
       stripes = norms.signs(examples.keys, [1, width, channels])
       candidate = self.ball.project(images, images + self.ball.epsilon * stripes)
     else:
-      hills = _tiled_hills(height, width, isinstance(self.ball, norms.L1))
+      hills = _tiled_hills(height, width, is_l1=isinstance(self.ball, norms.L1))
       signs = norms.signs(examples.keys, [hills.shape[1], 1, 1, channels])
       turned = hashing.uniform(examples.step_keys(0, stream=3), [hills.shape[1]]) > 0.5
       hills = tf.where(turned[:, :, None, None], hills[1], hills[0])
@@ -134,7 +134,9 @@ class Square(Bounded):
     perturbation = best - images
     both = perturbation * tf.maximum(window.mask, other.mask)
     old = perturbation * window.mask
-    hill = signs * window.hill(self._sides(images.shape[1:3]), numbers[:, 4], is_l1)
+    hill = signs * window.hill(
+      self._sides(images.shape[1:3]), numbers[:, 4], is_l1=is_l1
+    )
     new = hill + tf.math.divide_no_nan(old, size(old, 1, 2))
     new = tf.math.divide_no_nan(new, size(new, 1, 2))
     channels = images.shape[3]
@@ -193,13 +195,13 @@ class _Window:
     inside = rows[:, :, None, None] & columns[:, None, :, None]
     self.mask = tf.cast(inside, tf.float32)
 
-  def hill(self, all_sides: np.ndarray, number: tf.Tensor, is_l1: bool) -> tf.Tensor:
+  def hill(self, all_sides: np.ndarray, number: tf.Tensor, *, is_l1: bool) -> tf.Tensor:
     """Hills that fill the windows, on their sides where number > 0.5; [B, H, W, 1]."""
     distinct = np.unique(all_sides)
     largest = distinct[-1]
     table = np.zeros((len(distinct), largest, largest), np.float32)
     for index, side in enumerate(distinct):
-      table[index, :side, :side] = _two_hills(side, is_l1)
+      table[index, :side, :side] = _two_hills(side, is_l1=is_l1)
     hills = tf.gather(table, tf.searchsorted(tf.constant(distinct), self._sides))
     turned = per_example(number)[..., 0] > 0.5
     hills = tf.where(turned, tf.transpose(hills, [0, 2, 1]), hills)
@@ -218,15 +220,15 @@ def _offsets(size: int, sides: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
   return tf.range(size) - first[:, None]
 
 
-def _two_hills(side: int, is_l1: bool) -> np.ndarray:
+def _two_hills(side: int, *, is_l1: bool) -> np.ndarray:
   """A positive hill above a negative one, of norm 1; float32 [side, side]."""
-  upper = _hill(side // 2, side, is_l1)
-  lower = _hill(side - side // 2, side, is_l1)
+  upper = _hill(side // 2, side, is_l1=is_l1)
+  lower = _hill(side - side // 2, side, is_l1=is_l1)
   both = np.concatenate([upper, -lower])
   return both / (np.abs(both).sum() if is_l1 else np.sqrt((both**2).sum()))
 
 
-def _hill(height: int, width: int, is_l1: bool) -> np.ndarray:
+def _hill(height: int, width: int, *, is_l1: bool) -> np.ndarray:
   """Nested rectangles around the middle, of norm 1.
 
   The m-th of them adds 1 / m^2, in l1 1 / m^4.
@@ -241,7 +243,7 @@ def _hill(height: int, width: int, is_l1: bool) -> np.ndarray:
   return hill / (hill.sum() if is_l1 else np.sqrt((hill**2).sum()))
 
 
-def _tiled_hills(height: int, width: int, is_l1: bool) -> tf.Tensor:
+def _tiled_hills(height: int, width: int, *, is_l1: bool) -> tf.Tensor:
   """Five hills a side, one above and one beside the other, [2, tiles, H, W]."""
   side = max(min(height, width) // 5, 1)
   places = [
@@ -249,7 +251,7 @@ def _tiled_hills(height: int, width: int, is_l1: bool) -> tf.Tensor:
     for row in range((height % side) // 2, height - side + 1, side)
     for column in range((width % side) // 2, width - side + 1, side)
   ]
-  hill = _two_hills(side, is_l1) if side > 1 else np.ones((1, 1), np.float32)
+  hill = _two_hills(side, is_l1=is_l1) if side > 1 else np.ones((1, 1), np.float32)
   tiles = np.zeros((2, len(places), height, width), np.float32)
   for number, (row, column) in enumerate(places):
     for turned, one in enumerate((hill, hill.T)):

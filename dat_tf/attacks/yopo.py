@@ -119,7 +119,7 @@ class _Recorded:
   def trainable_variables(self) -> list[tf.Variable]:
     return self.classifier.trainable_variables
 
-  def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+  def __call__(self, images: tf.Tensor, *, training: bool = False) -> tf.Tensor:
     features = self.first(images, training=training)
     if training:
       self._features = features

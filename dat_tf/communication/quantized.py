@@ -75,7 +75,7 @@ class _Exchange:
   timed: Stopwatch
 
   def run(
-    self, vectors: list[tf.Tensor], keys: list[tf.Tensor], keeps_lost: bool
+    self, vectors: list[tf.Tensor], keys: list[tf.Tensor], *, keeps_lost: bool
   ) -> list[tuple[tf.Tensor, Optional[tf.Tensor]]]:
     """Averages many vectors, one after another.
 
@@ -96,15 +96,15 @@ class _Exchange:
     for vector, streams in zip(vectors, keys):
       sent.append(self.send(vector, streams))
       if len(sent) > 1:
-        results.append(self.finish(sent[-2], keeps_lost))
-    return [*results, self.finish(sent[-1], keeps_lost)]
+        results.append(self.finish(sent[-2], keeps_lost=keeps_lost))
+    return [*results, self.finish(sent[-1], keeps_lost=keeps_lost)]
 
   def send(self, values: tf.Tensor, keys: tf.Tensor) -> _Sent:
     """The first phase."""
     raise NotImplementedError
 
   def finish(
-    self, sent: _Sent, keeps_lost: bool
+    self, sent: _Sent, *, keeps_lost: bool
   ) -> tuple[tf.Tensor, Optional[tf.Tensor]]:
     """The second phase."""
     raise NotImplementedError
@@ -133,7 +133,7 @@ class _GatherExchange(_Exchange):
     return _Sent(values, keys, codes, received)
 
   def finish(
-    self, sent: _Sent, keeps_lost: bool
+    self, sent: _Sent, *, keeps_lost: bool
   ) -> tuple[tf.Tensor, Optional[tf.Tensor]]:
     codes = tf.reshape(sent.received, [-1, *sent.codes.shape])
     decoded = self._decode(codes, sent.values.shape[1])
@@ -159,7 +159,7 @@ class _ChunkExchange(_Exchange):
     return _Sent(values, keys, codes, self._all_to_all(codes))
 
   def finish(
-    self, sent: _Sent, keeps_lost: bool
+    self, sent: _Sent, *, keeps_lost: bool
   ) -> tuple[tf.Tensor, Optional[tf.Tensor]]:
     workers, chunk = sent.values.shape
     own, (before, after) = self.group.rank, self._others
@@ -299,7 +299,7 @@ class QuantizedAllReduce(tf.Module):
     )
     timed = Stopwatch()
     results = self._exchange(packs.length, across, timed).run(
-      shares, tf.unstack(keys), bool(self.residual)
+      shares, tf.unstack(keys), keeps_lost=bool(self.residual)
     )
     metrics = {
       "quantization_error": self._sampled_error(vectors, replica, step),

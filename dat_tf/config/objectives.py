@@ -76,7 +76,7 @@ def _regularized(penalty: objectives.Penalty) -> objectives.Objective:
 
 
 def _certified(
-  settings: Settings, steps_per_epoch: int, crown: bool = False
+  settings: Settings, steps_per_epoch: int, *, crown: bool = False
 ) -> objectives.Objective:
   ramp = max(round(settings.epsilon_growing_epochs * steps_per_epoch), 1)
   # A fifth of the ramp goes before it, as in Gowal et al.'s schedule for MNIST.

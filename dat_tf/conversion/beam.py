@@ -93,7 +93,7 @@ def write_with_beam(options: Any, plan: Plan) -> Written:
       pipeline
       | beam.Create(tasks)
       | beam.Reshuffle()
-      | beam.Map(_write, lists, plan.make_record, plan.skip_bad_images)
+      | beam.Map(_write, lists, plan.make_record, skip_bad_images=plan.skip_bad_images)
     )
     result = pipeline.run()
     result.wait_until_finish()
@@ -125,7 +125,7 @@ def _write_lists(plan: Plan, path: str) -> list[Task]:
 
 
 def _write(
-  task: Task, lists: str, make_record: MakeRecord, skip_bad_images: bool
+  task: Task, lists: str, make_record: MakeRecord, *, skip_bad_images: bool
 ) -> None:
   """Writes one file; runs on a worker."""
   from apache_beam.metrics import Metrics

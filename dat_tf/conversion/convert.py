@@ -77,6 +77,7 @@ MakeRecord = Callable[[Item, bytes], Record]
 def encoded_record(
   item: Item,
   content: bytes,
+  *,
   class_names: Sequence[str] = (),
   class_feature: str = "image/class/text",
   rgb_jpeg: bool = False,
@@ -90,7 +91,7 @@ def encoded_record(
     class_feature: The name of the feature for that.
     rgb_jpeg: As for `check_image`.
   """
-  image = check_image(content, item.name, rgb_jpeg)
+  image = check_image(content, item.name, rgb_jpeg=rgb_jpeg)
   named = {} if item.label is None else {class_feature: class_names[item.label]}
   serialized = writing.encoded_example(
     image, os.path.basename(item.member), item.label, named
@@ -151,6 +152,7 @@ def write_shard(
   path: str,
   items: Sequence[Item],
   make_record: MakeRecord,
+  *,
   step: Callable[[], None] = lambda: None,
   skip_bad_images: bool = False,
 ) -> Written:
@@ -224,8 +226,8 @@ def write_in_threads(plan: Plan) -> Written:
       plan.paths[shard],
       plan.items_of(shard),
       plan.make_record,
-      step,
-      plan.skip_bad_images,
+      step=step,
+      skip_bad_images=plan.skip_bad_images,
     )
 
   progress = tqdm.tqdm(total=len(plan.items), initial=done, unit=" images")
@@ -257,6 +259,7 @@ def convert(
   make_record: MakeRecord,
   directory: str,
   name: str,
+  *,
   num_shards: int,
   seed: int = 0,
   settings: Optional[Mapping[str, Any]] = None,

@@ -42,7 +42,7 @@ def is_image(name: str) -> bool:
   return basename.lower().endswith(EXTENSIONS) and not basename.startswith(".")
 
 
-def check_image(content: bytes, name: str, rgb_jpeg: bool = False) -> EncodedImage:
+def check_image(content: bytes, name: str, *, rgb_jpeg: bool = False) -> EncodedImage:
   """Decodes an image to be sure that it can be read, and encodes it anew if need be.
 
   JPEG and PNG stay as they are; but a JPEG in four colours (CMYK or YCCK), which
@@ -64,15 +64,15 @@ def check_image(content: bytes, name: str, rgb_jpeg: bool = False) -> EncodedIma
       _check_size(width, height)
       in_cmyk = channels == 4
       pixels = tf.io.decode_jpeg(content, channels=3 if rgb_jpeg or in_cmyk else 0)
-      return _jpeg(pixels) if in_cmyk else _described(content, "JPEG", pixels, False)
+      return _jpeg(pixels) if in_cmyk else _described(content, "JPEG", pixels)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
       _check_size(*struct.unpack(">2I", content[16:24].ljust(8, b"\0")))
       pixels = tf.io.decode_png(content, channels=3 if rgb_jpeg else 0)
-      return _jpeg(pixels) if rgb_jpeg else _described(content, "PNG", pixels, False)
+      return _jpeg(pixels) if rgb_jpeg else _described(content, "PNG", pixels)
     pixels = _decode_with_pillow(content, to_rgb=rgb_jpeg)
     if rgb_jpeg:
       return _jpeg(pixels)
-    return _described(tf.io.encode_png(pixels).numpy(), "PNG", pixels, True)
+    return _described(tf.io.encode_png(pixels).numpy(), "PNG", pixels, reencoded=True)
   except tf.errors.OpError as error:
     reason = one_line(error)
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -89,7 +89,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _described(
-  content: bytes, encoding: str, pixels: tf.Tensor, reencoded: bool
+  content: bytes, encoding: str, pixels: tf.Tensor, *, reencoded: bool = False
 ) -> EncodedImage:
   height, width, channels = pixels.shape
   return EncodedImage(content, encoding, height, width, channels, reencoded)
@@ -97,10 +97,10 @@ def _described(
 
 def _jpeg(pixels: tf.Tensor) -> EncodedImage:
   encoded = tf.io.encode_jpeg(pixels, format="rgb", quality=100)
-  return _described(encoded.numpy(), "JPEG", pixels, True)
+  return _described(encoded.numpy(), "JPEG", pixels, reencoded=True)
 
 
-def _decode_with_pillow(content: bytes, to_rgb: bool) -> np.ndarray:
+def _decode_with_pillow(content: bytes, *, to_rgb: bool) -> np.ndarray:
   """The first frame, uint8 [height, width, 1 or 3], without its transparency."""
   with Image.open(io.BytesIO(content)) as image:
     _check_size(*image.size)

@@ -128,6 +128,7 @@ def list_images(
   directory: str,
   root: str,
   label: Optional[int] = None,
+  *,
   recursive: bool = False,
   left_out: Optional[collections.Counter[str]] = None,
 ) -> list[Item]:
@@ -149,7 +150,7 @@ def list_images(
   left_out = collections.Counter() if left_out is None else left_out
   with explain_failed_reading(directory):
     if "://" not in directory:
-      paths = list(_local_files(directory, recursive, left_out))
+      paths = list(_local_files(directory, left_out, recursive=recursive))
     elif recursive:
       paths = [
         os.path.join(folder, name)
@@ -180,7 +181,7 @@ def say_what_was_left_out(source: str, left_out: Mapping[str, int]) -> None:
 
 
 def _local_files(
-  directory: str, recursive: bool, left_out: collections.Counter[str]
+  directory: str, left_out: collections.Counter[str], *, recursive: bool
 ) -> Iterator[str]:
   """The regular files of a folder, each once; links may go round in circles."""
   root = os.stat(directory)

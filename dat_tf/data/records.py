@@ -119,7 +119,7 @@ FORMS = (IMAGENET, TFDS, DAT)
 
 
 def detect_form(
-  path: str, needs_label: bool = True, skip_bad_records: bool = False
+  path: str, *, needs_label: bool = True, skip_bad_records: bool = False
 ) -> RecordForm:
   """Tells a file's form by the feature names of its first record.
 
@@ -134,7 +134,7 @@ def detect_form(
       those of no known form.
   """
   try:
-    serialized = _first_record(path, skip_bad_records)
+    serialized = _first_record(path, skip_bad_records=skip_bad_records)
     if serialized is None:
       raise UserError(f"{path} holds no record: remove the file or write it again.")
     features = tf.train.Example.FromString(serialized).features.feature
@@ -163,7 +163,7 @@ def detect_form(
 
 
 def first_image_shape(
-  path: str, form: RecordForm, skip_bad_records: bool = False
+  path: str, form: RecordForm, *, skip_bad_records: bool = False
 ) -> tuple[int, ...]:
   """(height, width, channels) of the first image in a file, as `detect_form` finds it.
 
@@ -174,7 +174,7 @@ def first_image_shape(
     UserError: That record cannot be read, or its image has not 1 or 3 channels.
   """
   try:
-    serialized = _first_record(path, skip_bad_records)
+    serialized = _first_record(path, skip_bad_records=skip_bad_records)
     image, _ = form.parse(serialized, channels=0)  # as many as are stored
     shape = tuple(image.decode().shape)
     stated = shape if image.shape is None else tuple(image.shape.numpy().tolist())
@@ -196,7 +196,8 @@ def first_image_shape(
       f"{path}: record 0 (counted from 0) holds an image of {channels} channels: write "
       "the images with 1 (grey) or 3 (red, green, blue)."
     )
-  is_mixed = len({channels, *_first_channels(path, form, skip_bad_records)}) > 1
+  others = _first_channels(path, form, skip_bad_records=skip_bad_records)
+  is_mixed = len({channels, *others}) > 1
   return (*size, 3 if is_mixed else channels)
 
 
@@ -206,11 +207,12 @@ def _without_transparency(channels: int) -> int:
 
 
 def _first_channels(
-  path: str, form: RecordForm, skip_bad_records: bool, number: int = 200
+  path: str, form: RecordForm, *, skip_bad_records: bool, number: int = 200
 ) -> Iterator[int]:
   """The channels of the first images of a file, up to one that cannot be read."""
   try:
-    for serialized in itertools.islice(_records(path, skip_bad_records), number):
+    found = _records(path, skip_bad_records=skip_bad_records)
+    for serialized in itertools.islice(found, number):
       features = tf.train.Example.FromString(serialized).features.feature
       if form.shape is not None:
         yield features[form.shape].int64_list.value[2]
@@ -226,7 +228,7 @@ def _first_channels(
 
 
 def has_labels(
-  path: str, form: RecordForm, skip_bad_records: bool = False, number: int = 1000
+  path: str, form: RecordForm, *, skip_bad_records: bool = False, number: int = 1000
 ) -> bool:
   """Whether any of the first records of a file has a label or a pseudo-label.
 
@@ -241,7 +243,8 @@ def has_labels(
   """
   name = SOFT_LABEL if form.soft_classes else form.label
   try:
-    for serialized in itertools.islice(_records(path, skip_bad_records), number):
+    found = _records(path, skip_bad_records=skip_bad_records)
+    for serialized in itertools.islice(found, number):
       feature = tf.train.Example.FromString(serialized).features.feature[name]
       known = (label >= form.first_label for label in feature.int64_list.value)
       if any(feature.float_list.value) or any(known):
@@ -251,20 +254,20 @@ def has_labels(
   return False
 
 
-def segments(path: str, skip_bad_records: bool) -> tuple[framing.Segment, ...]:
+def segments(path: str, *, skip_bad_records: bool) -> tuple[framing.Segment, ...]:
   """What of a file is to be read: all, or what a scan finds to be good."""
   return framing.scan(path)[0] if skip_bad_records else (framing.WHOLE_FILE,)
 
 
-def _records(path: str, skip_bad_records: bool) -> Iterator[bytes]:
+def _records(path: str, *, skip_bad_records: bool) -> Iterator[bytes]:
   return itertools.chain.from_iterable(
     framing.read(path, segment.offset, segment.num_records).as_numpy_iterator()
-    for segment in segments(path, skip_bad_records)
+    for segment in segments(path, skip_bad_records=skip_bad_records)
   )
 
 
-def _first_record(path: str, skip_bad_records: bool) -> Optional[bytes]:
-  return next(_records(path, skip_bad_records), None)
+def _first_record(path: str, *, skip_bad_records: bool) -> Optional[bytes]:
+  return next(_records(path, skip_bad_records=skip_bad_records), None)
 
 
 def match_files(patterns: str) -> list[str]:
@@ -305,6 +308,7 @@ def explain_data_error(
   form: RecordForm,
   image_shape: Sequence[Optional[int]],
   num_classes: int,
+  *,
   first_label: Optional[int] = None,
   skip_bad_records: bool = False,
 ) -> Optional[str]:
@@ -335,7 +339,7 @@ def explain_data_error(
     return tf.reduce_all(right) & form.is_right(label, num_classes)
 
   for path in paths:
-    for segment in segments(path, skip_bad_records):
+    for segment in segments(path, skip_bad_records=skip_bad_records):
       records = framing.read(path, segment.offset, segment.num_records)
       number = 0
       try:

@@ -78,6 +78,7 @@ def shard_files(
   paths: Sequence[str],
   worker: int,
   num_workers: int,
+  *,
   data_is_local: bool = False,
   skip_bad_records: bool = False,
 ) -> Shard:

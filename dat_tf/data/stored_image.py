@@ -103,7 +103,9 @@ class StoredImage:
         [tf.strings.substr(head, 0, len(mark)) == mark for mark in marks]
       )
 
-    def numbers(place: int, dtype: tf.DType, little_endian: bool = True) -> tf.Tensor:
+    def numbers(
+      place: int, dtype: tf.DType, *, little_endian: bool = True
+    ) -> tf.Tensor:
       raw = tf.strings.substr(head, place, 2 * dtype.size)
       width_height = tf.io.decode_raw(raw, dtype, little_endian)
       return tf.abs(tf.cast(width_height[::-1], tf.int32))

@@ -31,6 +31,7 @@ def probe(
   ball: norms.Ball,
   images: np.ndarray,
   labels: np.ndarray,
+  *,
   example_ids: np.ndarray,
   batch_size: int = 64,
   seed: int = 0,

@@ -132,7 +132,13 @@ class Survey:
     if there is not None and np.array_equal(there["example_id"], ids):
       return there
     measured = probes.probe(
-      self.classifier, self.ball, images, labels, ids, self.data.batch_size, self.seed
+      self.classifier,
+      self.ball,
+      images,
+      labels,
+      example_ids=ids,
+      batch_size=self.data.batch_size,
+      seed=self.seed,
     )
     outcomes.write(path, {**measured, "fingerprint": np.array(self.fingerprint)})
     return measured

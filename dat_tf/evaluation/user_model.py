@@ -33,6 +33,7 @@ class UserModel:
     self,
     path: str,
     input_range: tuple[float, float] = (0.0, 1.0),
+    *,
     probabilities: bool = False,
     flag: str = "",
     unsafe: bool = False,
@@ -61,7 +62,7 @@ class UserModel:
     if tf.io.gfile.exists(exported := RunDirectory(path).export):
       raise self._mistake("it is the directory of a run", f"name {exported}")
     try:
-      self._outputs, self._input = self._load(unsafe)
+      self._outputs, self._input = self._load(unsafe=unsafe)
     except stored.UnopenedError as error:
       raise UserError(f"`{flag}`={error}" if flag else str(error)) from None
     except UserError:
@@ -181,12 +182,12 @@ class UserModel:
       "softmax",
     )
 
-  def _load(self, unsafe: bool) -> tuple[Callable[[tf.Tensor], tf.Tensor], Any]:
+  def _load(self, *, unsafe: bool) -> tuple[Callable[[tf.Tensor], tf.Tensor], Any]:
     """The model's function of its own pixels, and the shape that it takes, if known."""
     saved = os.path.join(self._path, "saved_model.pb")
     if tf.io.gfile.exists(saved) and not compat.is_written_by_keras_2(self._path):
-      return self._from_signature(stored.load_saved_model(self._path, unsafe))
-    model = stored.load_keras(self._path, unsafe)
+      return self._from_signature(stored.load_saved_model(self._path, unsafe=unsafe))
+    model = stored.load_keras(self._path, unsafe=unsafe)
     inputs = getattr(model, "inputs", None) or [None]
     if len(inputs) > 1:
       raise self._mistake(f"it has {len(inputs)} inputs", "give one that takes images")

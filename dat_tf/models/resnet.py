@@ -24,6 +24,7 @@ _FORMS = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}
 def resnet(
   image_shape: Sequence[int],
   num_classes: int,
+  *,
   depth: int = 50,
   denoising: bool = False,
 ) -> keras.Model:
@@ -56,7 +57,13 @@ def resnet(
   for stage, number in enumerate(blocks):
     for block in range(number):
       stride = 2 if stage > 0 and block == 0 else 1
-      x = _block(x, 64 * 2**stage, stride, bottleneck, f"stage{stage}_block{block}")
+      x = _block(
+        x,
+        64 * 2**stage,
+        stride,
+        bottleneck=bottleneck,
+        name=f"stage{stage}_block{block}",
+      )
     if denoising:
       x = _denoised(x, name=f"stage{stage}_denoise")
   x = layers.GlobalAveragePooling2D(name="pool")(x)
@@ -66,7 +73,7 @@ def resnet(
 
 
 def _block(
-  x: tf.Tensor, filters: int, stride: int, bottleneck: bool, name: str
+  x: tf.Tensor, filters: int, stride: int, *, bottleneck: bool, name: str
 ) -> tf.Tensor:
   """Convolutions of (filters, size, stride), and a shortcut."""
   form = [(filters, 3, stride), (filters, 3, 1)]

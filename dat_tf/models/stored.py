@@ -52,7 +52,7 @@ class UnopenedError(UserError):
   """A model that is not opened; the text begins with its path."""
 
 
-def load_keras(path: str, unsafe: bool = False) -> Any:
+def load_keras(path: str, *, unsafe: bool = False) -> Any:
   """Opens a model by the Keras that wrote it.
 
   Args:
@@ -76,7 +76,7 @@ def load_keras(path: str, unsafe: bool = False) -> Any:
   return load_model(path, compile=False, safe_mode=not unsafe)
 
 
-def load_saved_model(path: str, unsafe: bool = False) -> Any:
+def load_saved_model(path: str, *, unsafe: bool = False) -> Any:
   """Opens any SavedModel; as `load_keras`."""
   if not unsafe:
     _refuse_code(path)

@@ -6,8 +6,8 @@
 They follow a Keras model layer by layer, in inference form. Every layer is one of
 three: affine, y = L x + c; rectified, y = max(x, 0); or a maximum over places.
 Intervals go forward (Gowal et al., "On the effectiveness of interval bound propagation
-for training verifiably robust models", 2018): centre and radius of an affine layer's
-result are L centre + c and |L| radius. Linear bounds of the margins go backward from
+for training verifiably robust models", 2018): center and radius of an affine layer's
+result are L center + c and |L| radius. Linear bounds of the margins go backward from
 the logits to the image, with the intervals as bounds in between (Zhang et al., "Towards
 stable and efficient training of verifiably robust neural networks", ICLR 2020).
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -36,25 +36,29 @@ class Interval(NamedTuple):
   upper: tf.Tensor
 
 
-# L x + c of a layer; or |L| x, if `absolute`.
-Affine = Callable[[Any, list[tf.Tensor], bool], tf.Tensor]
+class Affine(Protocol):
+  """L x + c of a layer; or |L| x, if `absolute`."""
+
+  def __call__(
+    self, layer: Any, inputs: list[tf.Tensor], *, absolute: bool
+  ) -> tf.Tensor: ...
 
 
-def _convolution(layer: Any, inputs: list[tf.Tensor], absolute: bool) -> tf.Tensor:
+def _convolution(layer: Any, inputs: list[tf.Tensor], *, absolute: bool) -> tf.Tensor:
   if absolute:
     return layer.convolution_op(inputs[0], tf.abs(layer.kernel))
   y = layer.convolution_op(inputs[0], layer.kernel)
   return y + layer.bias if layer.use_bias else y
 
 
-def _dense(layer: Any, inputs: list[tf.Tensor], absolute: bool) -> tf.Tensor:
+def _dense(layer: Any, inputs: list[tf.Tensor], *, absolute: bool) -> tf.Tensor:
   if absolute:
     return tf.tensordot(inputs[0], tf.abs(layer.kernel), 1)
   y = tf.tensordot(inputs[0], layer.kernel, 1)
   return y + layer.bias if layer.use_bias else y
 
 
-def _batch_norm(layer: Any, inputs: list[tf.Tensor], absolute: bool) -> tf.Tensor:
+def _batch_norm(layer: Any, inputs: list[tf.Tensor], *, absolute: bool) -> tf.Tensor:
   scale = tf.math.rsqrt(layer.moving_variance + layer.epsilon)
   scale = scale * layer.gamma if layer.scale else scale
   if absolute:
@@ -63,22 +67,22 @@ def _batch_norm(layer: Any, inputs: list[tf.Tensor], absolute: bool) -> tf.Tenso
   return y + layer.beta if layer.center else y
 
 
-def _rescaling(layer: Any, inputs: list[tf.Tensor], absolute: bool) -> tf.Tensor:
+def _rescaling(layer: Any, inputs: list[tf.Tensor], *, absolute: bool) -> tf.Tensor:
   scale = tf.convert_to_tensor(layer.scale, inputs[0].dtype)
   return tf.abs(scale) * inputs[0] if absolute else scale * inputs[0] + layer.offset
 
 
-def _normalization(layer: Any, inputs: list[tf.Tensor], absolute: bool) -> tf.Tensor:
+def _normalization(layer: Any, inputs: list[tf.Tensor], *, absolute: bool) -> tf.Tensor:
   y = layer(inputs[0])  # its scale is positive
   return y - layer(tf.zeros_like(inputs[0])) if absolute else y
 
 
-def _positive(layer: Any, inputs: list[tf.Tensor], absolute: bool) -> tf.Tensor:
+def _positive(layer: Any, inputs: list[tf.Tensor], *, absolute: bool) -> tf.Tensor:
   del absolute  # L has no negative entry, and there is no c
   return layer(inputs[0] if len(inputs) == 1 else inputs)
 
 
-def _identity(layer: Any, inputs: list[tf.Tensor], absolute: bool) -> tf.Tensor:
+def _identity(layer: Any, inputs: list[tf.Tensor], *, absolute: bool) -> tf.Tensor:
   del layer, absolute
   return inputs[0]
 
@@ -127,8 +131,12 @@ class _Step:
     if self.affine is None:
       apply = self.layer if isinstance(self.layer, _MAXIMA) else tf.nn.relu
       return Interval(apply(inputs[0].lower), apply(inputs[0].upper))
-    center = self.affine(self.layer, [(x.upper + x.lower) / 2 for x in inputs], False)
-    radius = self.affine(self.layer, [(x.upper - x.lower) / 2 for x in inputs], True)
+    center = self.affine(
+      self.layer, [(x.upper + x.lower) / 2 for x in inputs], absolute=False
+    )
+    radius = self.affine(
+      self.layer, [(x.upper - x.lower) / 2 for x in inputs], absolute=True
+    )
     return Interval(center - radius, center + radius)
 
 
@@ -229,10 +237,12 @@ def _through_affine(
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
   """L^T rows for each input, and rows . c."""
   shapes = [x.lower.shape[1:] for x in before]
-  constant = step.affine(step.layer, [tf.zeros([1, *shape]) for shape in shapes], False)
+  constant = step.affine(
+    step.layer, [tf.zeros([1, *shape]) for shape in shapes], absolute=False
+  )
   count = tf.shape(rows)[0] * rows.shape[1]
   parts = _transposed(
-    lambda inputs: step.affine(step.layer, inputs, False),
+    lambda inputs: step.affine(step.layer, inputs, absolute=False),
     [tf.zeros([count, *shape]) for shape in shapes],
     rows,
   )

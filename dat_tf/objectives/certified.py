@@ -87,6 +87,7 @@ def is_certified(
   images: tf.Tensor,
   labels: tf.Tensor,
   epsilon: float,
+  *,
   crown: bool = True,
 ) -> tf.Tensor:
   """Which images no perturbation of the ball can bring to another class.

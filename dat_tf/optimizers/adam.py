@@ -30,6 +30,7 @@ class DecayedAdam(keras.optimizers.legacy.Adam):
   def __init__(
     self,
     learning_rate: Any = 0.001,
+    *,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-6,

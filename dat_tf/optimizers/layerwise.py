@@ -205,6 +205,7 @@ class LAMB(_LayerAdaptation, _Engine):
   def __init__(
     self,
     learning_rate: LearningRate = 0.001,
+    *,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-6,
@@ -215,10 +216,10 @@ class LAMB(_LayerAdaptation, _Engine):
   ):
     super().__init__(
       learning_rate,
-      beta_1,
-      beta_2,
-      epsilon,
-      weight_decay,
+      beta_1=beta_1,
+      beta_2=beta_2,
+      epsilon=epsilon,
+      weight_decay=weight_decay,
       norm_bounds=norm_bounds,
       name=name,
       **kwargs,
@@ -268,6 +269,7 @@ class SGD(_LayerRates, keras.optimizers.legacy.SGD):
   def __init__(
     self,
     learning_rate: LearningRate = 0.01,
+    *,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     name: str = "SGD",
@@ -318,6 +320,7 @@ class LARS(_LayerAdaptation, keras.optimizers.legacy.SGD):
   def __init__(
     self,
     learning_rate: LearningRate = 1.0,
+    *,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     trust_coefficient: float = 0.001,
@@ -368,13 +371,19 @@ def make_optimizer(
   if name == "lamb":
     return LAMB(
       learning_rate,
-      beta_1,
-      beta_2,
+      beta_1=beta_1,
+      beta_2=beta_2,
       weight_decay=weight_decay,
       norm_bounds=norm_bounds,
     )
   if name == "lars":
-    return LARS(learning_rate, momentum, weight_decay, trust_coefficient, norm_bounds)
+    return LARS(
+      learning_rate,
+      momentum=momentum,
+      weight_decay=weight_decay,
+      trust_coefficient=trust_coefficient,
+      norm_bounds=norm_bounds,
+    )
   if name == "sgd":
-    return SGD(learning_rate, momentum, weight_decay)
+    return SGD(learning_rate, momentum=momentum, weight_decay=weight_decay)
   raise UserError(f"optimizer is {name!r}; choose 'lamb', 'lars' or 'sgd'.")

@@ -36,6 +36,7 @@ class Checkpoints:
     self,
     directory: str,
     tracked: Mapping[str, Any],
+    *,
     keep: int = 2,
     is_chief: bool = True,
   ):
@@ -63,7 +64,7 @@ class Checkpoints:
       UserError: there are checkpoints, and all of them are damaged; or the newest is of
         another network.
     """
-    newest = newest_whole(self._directory, self._is_chief)
+    newest = newest_whole(self._directory, warn=self._is_chief)
     if newest is None:
       return 0
     try:
@@ -108,6 +109,7 @@ def present(directory: str) -> list[int]:
 
 def newest_whole(
   directory: str,
+  *,
   warn: bool = True,
   remedy: str = "choose another --model_dir, or clear this one with --overwrite",
 ) -> Optional[str]:

@@ -105,7 +105,7 @@ def claim(config: config_lib.Settings) -> Lock:
   return lock
 
 
-def check(config: config_lib.Settings, warn: bool = True) -> None:
+def check(config: config_lib.Settings, *, warn: bool = True) -> None:
   """Checks that what is there is whole, and of a run with the same settings.
 
   Args:

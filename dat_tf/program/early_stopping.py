@@ -24,7 +24,7 @@ class EarlyStopping(keras.callbacks.Callback):
   """
 
   def __init__(
-    self, directory: str, classifier: keras.Model, patience: int, is_chief: bool
+    self, directory: str, classifier: keras.Model, *, patience: int, is_chief: bool
   ):
     """Looks up the best so far.
 
@@ -47,7 +47,7 @@ class EarlyStopping(keras.callbacks.Callback):
     )
     self._patience = patience
     self.best_epoch = 0
-    newest = newest_whole(directory, is_chief)
+    newest = newest_whole(directory, warn=is_chief)
     if newest:
       best = tf.train.Checkpoint(
         epochs=(epochs := tf.Variable(0, dtype=tf.int64)),

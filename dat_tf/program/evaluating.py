@@ -66,10 +66,10 @@ def evaluate(run: Run, trainee: Optional[Trainee]) -> None:
       names = _write_accuracies(
         run,
         work,
-        metrics["accuracy"],
-        robust,
-        int(metrics["examples"]),
-        metrics.get("certified_accuracy"),
+        standard=metrics["accuracy"],
+        robust=robust,
+        test_examples=int(metrics["examples"]),
+        certified=metrics.get("certified_accuracy"),
       )
       probes = work.probe(run.config.probe_images)
       checks.show(_write_warnings(run, work, names, probes))
@@ -105,7 +105,14 @@ def attack(run: Run, trainee: Optional[Trainee]) -> None:
           "without an attack.",
           flush=True,
         )
-        names = _write_accuracies(run, work, standard, {name: robust}, count, certified)
+        names = _write_accuracies(
+          run,
+          work,
+          standard=standard,
+          robust={name: robust},
+          test_examples=count,
+          certified=certified,
+        )
         warnings = _write_warnings(run, work, names, probes)
   checks.show(warnings)
 
@@ -143,9 +150,9 @@ def _survey(run: Run, whole: shards.Shard, trainee: Optional[Trainee]) -> Survey
     model = UserModel(
       config.model_path,
       config.input_range,
-      config.probabilities,
-      "model_path",
-      config.unsafe_model,
+      probabilities=config.probabilities,
+      flag="model_path",
+      unsafe=config.unsafe_model,
     )
     model.check(data.first_batch(), config.num_classes)
     if cluster.is_chief:
@@ -210,9 +217,9 @@ def _source(
   model = UserModel(
     path,
     pixels,
-    config.source_probabilities,
-    "source_model_path",
-    config.unsafe_model,
+    probabilities=config.source_probabilities,
+    flag="source_model_path",
+    unsafe=config.unsafe_model,
   )
   model.check(data.first_batch(), config.num_classes)
   names = "source_input_range", "source_probabilities"
@@ -259,6 +266,7 @@ def _certified(run: Run, work: Survey, trainee: Optional[Trainee]) -> Optional[f
 def _write_accuracies(
   run: Run,
   work: Survey,
+  *,
   standard: float,
   robust: dict[str, float],
   test_examples: int,

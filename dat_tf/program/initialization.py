@@ -17,6 +17,7 @@ def source_model(
   initialize_from: str,
   name: str,
   image_shape: tuple[int, ...],
+  *,
   unsafe: bool = False,
 ) -> keras.Model:
   """A plain Keras model with the weights that --initialize_from stands for.
@@ -66,7 +67,7 @@ def source_model(
     tf.train.Checkpoint(classifier=model).restore(newest).expect_partial()
     return model
   try:
-    model = load_keras(export if is_run else initialize_from, unsafe)
+    model = load_keras(export if is_run else initialize_from, unsafe=unsafe)
     if not isinstance(model, keras.Model):
       raise ValueError("a SavedModel that Keras did not write")
   except UnopenedError as error:

@@ -132,7 +132,8 @@ class Inputs:
     if config.mode == "pseudo_label" or config.unlabeled_loss == "consistency":
       return
     path = records.match_files(config.unlabeled_data)[0]
-    if not records.has_labels(path, source.form, config.skip_bad_records > 0):
+    skip = config.skip_bad_records > 0
+    if not records.has_labels(path, source.form, skip_bad_records=skip):
       raise UserError(
         f"{path} has no pseudo-labels, which --unlabeled_loss={config.unlabeled_loss} "
         "needs: make them with --mode=pseudo_label, or choose "

@@ -134,11 +134,15 @@ def _pseudo_label(run: Run, trainee: Trainee) -> None:
     "first_label": config.first_label,
   }
   cluster, is_local = run.workers.cluster, config.data_is_local
-  pseudo_labeling.begin(config.pseudo_label_dir, settings, cluster.is_chief or is_local)
+  pseudo_labeling.begin(
+    config.pseudo_label_dir, settings, is_chief=cluster.is_chief or is_local
+  )
   # Files are labelled whole, each by one worker.
   mine = slice(None) if is_local else slice(cluster.index, None, cluster.num_workers)
   with run.explained_errors():
-    counts = labeler.label_files(paths[mine], targets[mine], cluster.is_chief)
+    counts = labeler.label_files(
+      paths[mine], targets[mine], show_progress=cluster.is_chief
+    )
   texts = run.workers.texts(json.dumps(counts))
   written, labeled = map(sum, zip(*map(json.loads, texts)))
   if cluster.is_chief:

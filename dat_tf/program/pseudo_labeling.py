@@ -69,7 +69,7 @@ class PseudoLabeler:
   skip_bad_records: bool = False
 
   def label_files(
-    self, paths: Sequence[str], targets: Sequence[str], show_progress: bool
+    self, paths: Sequence[str], targets: Sequence[str], *, show_progress: bool
   ) -> Counts:
     """Writes those of some files that are not there yet; see `label_file`."""
     missing = [pair for pair in zip(paths, targets) if not tf.io.gfile.exists(pair[1])]
@@ -123,7 +123,9 @@ class PseudoLabeler:
 
     stretches = [
       framing.read(path, offset, num_records)
-      for offset, _, num_records in records.segments(path, self.skip_bad_records)
+      for offset, _, num_records in records.segments(
+        path, skip_bad_records=self.skip_bad_records
+      )
     ]
     batches = (
       functools.reduce(tf.data.Dataset.concatenate, stretches)
@@ -182,7 +184,7 @@ def targets(paths: Sequence[str], directory: str) -> list[str]:
   return list(named)
 
 
-def begin(directory: str, settings: dict[str, Any], is_chief: bool) -> None:
+def begin(directory: str, settings: dict[str, Any], *, is_chief: bool) -> None:
   """Makes sure that all files of a directory are labelled alike.
 
   Args:

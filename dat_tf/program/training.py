@@ -124,7 +124,7 @@ def _initialize(run: Run, classifier: keras.Model) -> None:
     config.initialize_from,
     config.model,
     run.inputs.image_shape,
-    config.unsafe_model,
+    unsafe=config.unsafe_model,
   )
   try:
     is_new = transfer.copy_weights_by_layer(source, classifier)

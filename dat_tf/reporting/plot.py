@@ -56,6 +56,7 @@ class Line(NamedTuple):
 def line_plot(
   runs: Sequence[RunRecord],
   lines: Sequence[Line],
+  *,
   name: str,
   title: str,
   caption: str,

@@ -58,14 +58,15 @@ def strength_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
     yield line_plot(
       runs,
       lines,
-      f"epsilon_{norm}",
-      "Accuracy against ε",
-      f"{_probed(shown.values())}The upright line is the ε of the evaluation. An "
-      "attack that works brings the accuracy to 0 where ε is large, long before noise "
-      "of that size does.",
-      f"ε, {NORMS.get(str(norm), '')} norm of the perturbation, pixels in [0, 1]",
-      "Accuracy",
-      {"-": "PGD", ":": "random noise"},
+      name=f"epsilon_{norm}",
+      title="Accuracy against ε",
+      caption=f"{_probed(shown.values())}The upright line is the ε of the evaluation. "
+      "An attack that works brings the accuracy to 0 where ε is large, long before "
+      "noise of that size does.",
+      xlabel=f"ε, {NORMS.get(str(norm), '')} norm of the perturbation, "
+      "pixels in [0, 1]",
+      ylabel="Accuracy",
+      kinds={"-": "PGD", ":": "random noise"},
       percent=True,
       finish=mark,
     )
@@ -84,7 +85,7 @@ def strength_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
     ),
   ):
     lines = [
-      Line(i, run.probes["steps"], run.probes[key], "-", True)
+      Line(i, run.probes["steps"], run.probes[key], markers=True)
       for i, run in enumerate(runs)
       if key in run.probes
     ]
@@ -100,11 +101,11 @@ def strength_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
       yield line_plot(
         runs,
         lines,
-        key,
-        title,
-        _probed(runs) + caption,
-        "K, steps of PGD",
-        unit,
+        name=key,
+        title=title,
+        caption=_probed(runs) + caption,
+        xlabel="K, steps of PGD",
+        ylabel=unit,
         percent=key == "steps_accuracy",
         finish=scale,
       )
@@ -165,18 +166,26 @@ def training_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
     yield line_plot(
       runs,
       accuracies,
-      "training_accuracy",
-      "Accuracy in training",
-      "On the batches of training, means over the epoch so far.",
-      xlabel,
-      "Accuracy",
-      {"-": "under attack", "--": "clean", "": "test data"},
+      name="training_accuracy",
+      title="Accuracy in training",
+      caption="On the batches of training, means over the epoch so far.",
+      xlabel=xlabel,
+      ylabel="Accuracy",
+      kinds={"-": "under attack", "--": "clean", "": "test data"},
       percent=True,
     )
   for tag, title, caption, ylabel in _CURVES:
     lines = lines_of(f"train/{tag}")
     if lines:
-      yield line_plot(runs, lines, f"training_{tag}", title, caption, xlabel, ylabel)
+      yield line_plot(
+        runs,
+        lines,
+        name=f"training_{tag}",
+        title=title,
+        caption=caption,
+        xlabel=xlabel,
+        ylabel=ylabel,
+      )
 
 
 def class_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:

@@ -51,7 +51,7 @@ class SquareTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.product(side=[3, 5, 7, 9], ball=[L1(1.0), L2(1.0)])
   def test_hills(self, side, ball):
-    hills = square._two_hills(side, isinstance(ball, L1))
+    hills = square._two_hills(side, is_l1=isinstance(ball, L1))
     self.assertAllClose(hills, two_hills(side, ball), atol=1e-6)
 
   @parameterized.product(ball=[L1(4.0), L2(1.5)], k=[0, 30], channels=[1, 3, 4])

@@ -60,7 +60,7 @@ class Case(tf.test.TestCase, parameterized.TestCase):
         make_record,
         self.directory,
         "train",
-        num_shards,
+        num_shards=num_shards,
         write=self.write,
         **options,
       )

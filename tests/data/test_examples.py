@@ -150,7 +150,12 @@ class BatchDependenceTest(tf.test.TestCase):
         self.assertLen(self.warnings(classify, images, 4), expected)
         self.assertLen(self.warnings(classify, images[:3], 8), expected)
         found = probes.probe(
-          classify, LInfinity(0.1), images, LABELS, np.arange(8), batch_size=4
+          classify,
+          LInfinity(0.1),
+          images,
+          LABELS,
+          example_ids=np.arange(8),
+          batch_size=4,
         )
         names = [warning["check"] for warning in checks.from_probes(found)]
         self.assertEqual("batch_dependent" in names, bool(expected))

@@ -85,7 +85,10 @@ def probed(classifier, ball=BALL):
   images = _images()
   labels = linear(images).numpy().argmax(axis=1)
   labels[7] = (labels[7] + 1) % CLASSES
-  return probes.probe(classifier, ball, images, labels, 100 + np.arange(COUNT), 32)
+  example_ids = 100 + np.arange(COUNT)
+  return probes.probe(
+    classifier, ball, images, labels, example_ids=example_ids, batch_size=32
+  )
 
 
 def names(warnings):

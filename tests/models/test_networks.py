@@ -81,8 +81,8 @@ class SizesTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_strides(self):
     for model, layer, side in (
-      (resnet((64, 64, 3), 5, 18), "stem_pool", 16),
-      (resnet((64, 64, 3), 5, 18), "stage3_block1_relu", 2),
+      (resnet((64, 64, 3), 5, depth=18), "stem_pool", 16),
+      (resnet((64, 64, 3), 5, depth=18), "stage3_block1_relu", 2),
       (wide_resnet((32, 32, 1), 5, depth=10, width=1), "head_relu", 8),
     ):
       shape = model.get_layer(layer).output_shape

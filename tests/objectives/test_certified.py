@@ -82,7 +82,7 @@ class CertifiedTrainingTest(tf.test.TestCase, parameterized.TestCase):
       model.compile(optimizer=tf.keras.optimizers.legacy.Adam(0.02))
       before = np.mean(is_certified(model.classifier, images, labels, 0.1))
       model.fit(data, verbose=0)
-      after = np.mean(is_certified(model.classifier, images, labels, 0.1, crown))
+      after = np.mean(is_certified(model.classifier, images, labels, 0.1, crown=crown))
       self.assertLess(before, 0.7)
       self.assertGreater(after, 0.98)
 
@@ -110,10 +110,10 @@ class IsCertifiedTest(tf.test.TestCase):
     for epsilon in (0.02, 0.1):
       for crown in (False, True):
         clear = np.abs(distances - epsilon) > 1e-5
-        result = is_certified(model, images, labels, epsilon, crown).numpy()
+        result = is_certified(model, images, labels, epsilon, crown=crown).numpy()
         self.assertAllEqual(result[clear], (distances > epsilon)[clear])
         self.assertBetween(result.mean(), 0.05, 0.95)
-        wrong = is_certified(model, images, (labels + 1) % 3, epsilon, crown)
+        wrong = is_certified(model, images, (labels + 1) % 3, epsilon, crown=crown)
         self.assertFalse(np.any(wrong))
 
   def test_it_is_never_above_accuracy_under_attack(self):
@@ -129,7 +129,7 @@ class IsCertifiedTest(tf.test.TestCase):
       )
       robust = np.argmax(model(adversarial), axis=1) == labels
       intervals, both = (
-        is_certified(model, images, labels, epsilon, crown).numpy()
+        is_certified(model, images, labels, epsilon, crown=crown).numpy()
         for crown in (False, True)
       )
       self.assertFalse(np.any(both & ~robust))

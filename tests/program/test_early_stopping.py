@@ -35,7 +35,7 @@ class EarlyStoppingTest(tf.test.TestCase):
     super().setUp()
     self.directory = os.path.join(tempfile.mkdtemp(dir=self.get_temp_dir()), "best")
 
-  def train(self, accuracies, patience, first=0, average=False, is_chief=True):
+  def train(self, accuracies, patience, *, first=0, average=False, is_chief=True):
     """Trains from epoch `first`, as a run does: epochs done, and what has seen them."""
     tf.keras.utils.set_random_seed(0)
     classifier = tf.keras.Sequential(
@@ -50,7 +50,9 @@ class EarlyStoppingTest(tf.test.TestCase):
       classifier, attack=None, average=WeightAverage(classifier) if average else None
     )
     model.compile(optimizer=tf.keras.optimizers.legacy.SGD(0.5), run_eagerly=True)
-    stopping = EarlyStopping(self.directory, classifier, patience, is_chief)
+    stopping = EarlyStopping(
+      self.directory, classifier, patience=patience, is_chief=is_chief
+    )
     script = Script(accuracies)
     rng = np.random.default_rng(first)
     data = tf.data.Dataset.from_tensors(
@@ -122,9 +124,10 @@ class EarlyStoppingTest(tf.test.TestCase):
   def test_a_run_that_was_over_is_known_to_be(self):
     self.train([0.5, 0.4, 0.3], 2)
     classifier = tf.keras.Sequential([tf.keras.Input((1,)), tf.keras.layers.Dense(1)])
-    stopping = EarlyStopping(self.directory, classifier, 2, is_chief=True)
+    stopping = EarlyStopping(self.directory, classifier, patience=2, is_chief=True)
     self.assertTrue(stopping.is_over(3))
-    self.assertFalse(EarlyStopping("nowhere", classifier, 2, True).is_over(3))
+    fresh = EarlyStopping("nowhere", classifier, patience=2, is_chief=True)
+    self.assertFalse(fresh.is_over(3))
 
   def test_damaged_weights_are_told_and_stay(self):
     self.train([0.5, 0.4], 2)

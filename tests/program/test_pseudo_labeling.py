@@ -189,10 +189,16 @@ class DirectoryTest(tf.test.TestCase):
         pseudo_labeling.targets([f"{self.folder}/u-0"], other)
 
   def test_one_directory_holds_labels_of_one_kind(self):
-    pseudo_labeling.begin(self.folder, {"weights": "w", "threshold": 0.5}, True)
-    pseudo_labeling.begin(self.folder, {"weights": "w", "threshold": 0.5}, False)
+    pseudo_labeling.begin(
+      self.folder, {"weights": "w", "threshold": 0.5}, is_chief=True
+    )
+    pseudo_labeling.begin(
+      self.folder, {"weights": "w", "threshold": 0.5}, is_chief=False
+    )
     with self.assertRaisesRegex(UserError, f"{self.folder} holds labels by another"):
-      pseudo_labeling.begin(self.folder, {"weights": "v", "threshold": 0.5}, True)
+      pseudo_labeling.begin(
+        self.folder, {"weights": "v", "threshold": 0.5}, is_chief=True
+      )
     (name,) = os.listdir(self.folder)
     with open(os.path.join(self.folder, name), encoding="utf-8") as file:
       self.assertEqual(json.load(file), {"weights": "w", "threshold": 0.5})
@@ -201,7 +207,7 @@ class DirectoryTest(tf.test.TestCase):
     with open(self.folder, "w", encoding="utf-8"):
       pass
     with self.assertRaisesRegex(UserError, "cannot be written"):
-      pseudo_labeling.begin(os.path.join(self.folder, "below"), {}, True)
+      pseudo_labeling.begin(os.path.join(self.folder, "below"), {}, is_chief=True)
 
 
 if __name__ == "__main__":
