@@ -190,7 +190,11 @@ class AdversarialModel(keras.Model):
       )
     super().compile(optimizer=optimizer, **kwargs)
 
-  def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+  def call(
+    self,
+    images: tf.Tensor,
+    training: bool = False,  # noqa: FBT001, FBT002, Keras calls it so
+  ) -> tf.Tensor:
     """Logits [B, classes] of images [B, H, W, C] in [0, 1]."""
     return self.classifier(images, training=training)
 

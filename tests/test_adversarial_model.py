@@ -231,7 +231,7 @@ class TrainStepTest(tf.test.TestCase):
     class Counted(tf.keras.Model):
       trainable_variables = classifier.trainable_variables
 
-      def call(self, images, training=False):
+      def call(self, images, training=False):  # noqa: FBT002, Keras calls it so
         sizes.append(images.shape[0])
         return classifier(images)
 
@@ -262,7 +262,7 @@ class TrainStepTest(tf.test.TestCase):
         model.compile(optimizer=optimizer)
 
 
-def hidden_classifier(batch_norm=False):
+def hidden_classifier(*, batch_norm=False):
   layers = [
     tf.keras.Input((4, 1, 1)),
     tf.keras.layers.Flatten(),
@@ -275,7 +275,7 @@ def hidden_classifier(batch_norm=False):
 
 
 class CompilationTest(tf.test.TestCase):
-  def train(self, attack, jit_compile=False):
+  def train(self, attack, *, jit_compile=False):
     tf.keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     batches = [

@@ -41,7 +41,7 @@ class PythonChoiceTest(unittest.TestCase):
     command.write_text(f"#!/bin/sh\n{script}\n")
     command.chmod(0o755)
 
-  def add_python(self, name: str, version: str, has_ensurepip: bool = True) -> None:
+  def add_python(self, name: str, version: str, *, has_ensurepip: bool = True) -> None:
     self.add(
       name,
       f"""case "$2" in

@@ -27,7 +27,9 @@ class TrainStepTest(tf.test.TestCase, parameterized.TestCase):
     self.images = rng.uniform(size=(12, 4, 4, 1)).astype("f4")
     self.labels = rng.integers(0, CLASSES, size=12)
 
-  def train(self, attack, epochs=3, rate=0.1, weights=None, size_known=True, **kwargs):
+  def train(
+    self, attack, *, epochs=3, rate=0.1, weights=None, size_known=True, **kwargs
+  ):
     tf.keras.utils.set_random_seed(0)
     layers = tf.keras.layers
     classifier = tf.keras.Sequential(

@@ -287,7 +287,7 @@ def _slices(shard: Shard) -> tf.data.Dataset:
   )
 
 
-def _read(
+def _read(  # noqa: PLR0917, tf.data calls it so
   path: tf.Tensor,
   file_number: tf.Tensor,
   first: tf.Tensor,
@@ -376,7 +376,7 @@ def _to_bytes(examples: Example) -> Example:
 
 
 def _batches(
-  stream: tf.data.Dataset, batch_size: int, num_batches: int, is_served: bool = False
+  stream: tf.data.Dataset, batch_size: int, num_batches: int, *, is_served: bool = False
 ) -> tf.data.Dataset:
   """Batches decoded elements, of a data service's or our own."""
   options = tf.data.Options()

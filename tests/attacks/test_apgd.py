@@ -36,7 +36,7 @@ def numpy_project(ball, image, moved):
   return np.clip(image + delta, 0, 1)
 
 
-def numpy_apgd(ball, image, start, label, network, steps):
+def numpy_apgd(ball, image, start, label, *, network, steps):
   """Algorithm 1 of Croce & Hein 2020: the best point, and the last step size."""
   step_size = 2 * ball.epsilon
   point = previous = start
@@ -149,8 +149,8 @@ class APGDTest(tf.test.TestCase, parameterized.TestCase):
         image,
         start["point"][index].numpy().ravel().astype("f8"),
         self.labels[index],
-        self.classifier,
-        steps,
+        network=self.classifier,
+        steps=steps,
       )
       self.assertAllClose(state["best_loss"][index], loss, rtol=tolerance)
       self.assertAllClose(state["step_size"][index], step_size, rtol=1e-6)

@@ -13,7 +13,7 @@ from dat_tf.base import hashing
 SHAPE = (4, 4, 2)
 
 
-def numpy_pgd(images, start, labels, network, ball, step_size, steps):
+def numpy_pgd(images, start, labels, network, *, ball, step_size, steps):
   """Projected gradient ascent, written from the equations."""
   moved = start
   for _ in range(steps):
@@ -74,9 +74,9 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
       start.astype("f8"),
       self.labels,
       self.classifier,
-      ball,
-      step_size,
-      steps,
+      ball=ball,
+      step_size=step_size,
+      steps=steps,
     )
     self.assertAllClose(
       self.attacked(PGD(ball, step_size, steps)), expected, rtol=0, atol=2e-6
@@ -84,7 +84,15 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_pgd_without_random_start(self):
     images = self.images.astype("f8")
-    expected = numpy_pgd(images, images, self.labels, self.classifier, L2(0.5), 0.2, 3)
+    expected = numpy_pgd(
+      images,
+      images,
+      self.labels,
+      self.classifier,
+      ball=L2(0.5),
+      step_size=0.2,
+      steps=3,
+    )
     attack = PGD(L2(0.5), 0.2, 3, from_image)
     self.assertAllClose(self.attacked(attack), expected, rtol=0, atol=2e-6)
 
@@ -96,9 +104,9 @@ class GradientAttackTest(tf.test.TestCase, parameterized.TestCase):
       start.astype("f8"),
       self.labels,
       self.classifier,
-      ball,
-      0.125,
-      1,
+      ball=ball,
+      step_size=0.125,
+      steps=1,
     )
     self.assertAllClose(self.attacked(fgsm(ball)), expected, rtol=0, atol=2e-6)
 

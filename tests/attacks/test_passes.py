@@ -41,7 +41,7 @@ class Counting(tf.keras.layers.Layer):
     return count(images)
 
 
-def network(counting=False):
+def network(*, counting=False):
   """A convolution, then a dense layer; counters before the one and the other."""
   layers = tf.keras.layers
   inputs = tf.keras.Input((4, 4, 1))

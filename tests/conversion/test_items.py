@@ -53,7 +53,7 @@ class ListTest(tf.test.TestCase):
   def link(self, target, path):
     os.symlink(target, os.path.join(self.folder, path))
 
-  def listed(self, recursive=True):
+  def listed(self, *, recursive=True):
     self.left_out = collections.Counter()
     found = items.list_images(
       self.folder, self.folder, recursive=recursive, left_out=self.left_out
@@ -79,7 +79,7 @@ class ListTest(tf.test.TestCase):
     os.mkfifo(os.path.join(self.folder, "b.png"))
     self.link("/dev/zero", "c.png")
     for recursive in (True, False):
-      self.assertEqual(self.listed(recursive), ["a.png"])
+      self.assertEqual(self.listed(recursive=recursive), ["a.png"])
       self.assertEqual(self.left_out, {"devices, pipes and sockets": 2})
 
   def test_what_is_left_out_is_counted(self):

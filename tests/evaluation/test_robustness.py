@@ -112,8 +112,8 @@ class EvaluatorTest(LinearTestCase):
   def test_what_each_name_stands_for(self):
     linf, l2 = LInfinity(0.1), L2(1.0)
 
-    def ascent(step_size, steps, restarts, momentum, start, loss):
-      return (Ascent(linf, step_size, steps, restarts, momentum, start, loss),)
+    def ascent(*settings):
+      return (Ascent(linf, *settings),)
 
     ce, margin = cross_entropy, losses.margin
     for name, expected in {

@@ -20,7 +20,7 @@ MobileNetV2 = tf.keras.applications.MobileNetV2
 SHAPE = (32, 32, 3)
 
 
-def network(names="abc", units=(4, 5, 3), batch_norm=True, pixels=4):
+def network(names="abc", units=(4, 5, 3), *, batch_norm=True, pixels=4):
   """Dense layers, the last of which makes the logits."""
   inputs = tf.keras.Input((pixels, 1, 1))
   x = layers.Flatten()(inputs)

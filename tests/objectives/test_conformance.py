@@ -157,6 +157,7 @@ class _Run:
     worker,
     strategy,
     attack,
+    *,
     objective=_AT,
     reach=BALL,
     weights=(1.0, 1.0),

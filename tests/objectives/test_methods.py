@@ -41,7 +41,7 @@ class Network:
     self.trainable_variables = [tf.Variable(w, dtype=tf.float32) for w in weights]
     self.calls = []
 
-  def __call__(self, images, training=False):
+  def __call__(self, images, *, training=False):
     self.calls.append((int(images.shape[0]), training))
     first, second = self.trainable_variables
     return tf.tanh(tf.reshape(images, [-1, np.prod(SHAPE)]) @ first) @ second
@@ -223,7 +223,7 @@ class PairsTest(Setting, parameterized.TestCase):
 
 
 class PenaltiesTest(Setting, parameterized.TestCase):
-  def check_penalty(self, penalty, expected, training=True):
+  def check_penalty(self, penalty, expected, *, training=True):
     """`expected`: weights, x, x', rows -> penalties."""
     network, _ = self.check(
       Regularized(AdversarialTraining(0.0), penalty, training),
@@ -321,7 +321,9 @@ class PenaltiesTest(Setting, parameterized.TestCase):
       return 0.2 * (1 - cosine)
 
     for training in (False, True):
-      self.check_penalty(GradientAlignment(ball.random_start), expected, training)
+      self.check_penalty(
+        GradientAlignment(ball.random_start), expected, training=training
+      )
 
   def test_a_zero_gradient_is_aligned_with_everything(self):
     network = Network([self.weights[0], 0 * self.weights[1]])

@@ -120,7 +120,7 @@ class SemiSupervisedTest(tf.test.TestCase, parameterized.TestCase):
     rows = np.eye(4)[self.LABELS][:, :3]  # -1 is the fourth
     self.rows = rows.astype("f4")
 
-  def classifier(self, images, training=False):
+  def classifier(self, images, *, training=False):
     del training
     return tf.reshape(images, [-1, 12]) @ self.kernel
 

@@ -79,7 +79,7 @@ class FashionMnistTest(tf.test.TestCase, parameterized.TestCase):
       self.files[f"{prefix}-images-idx3-ubyte"] = idx(images)
       self.files[f"{prefix}-labels-idx1-ubyte"] = idx(labels)
 
-  def build(self, compress=False, **options):
+  def build(self, *, compress=False, **options):
     for name, content in self.files.items():
       path = os.path.join(self.source, name)
       with gzip.open(f"{path}.gz", "wb") if compress else open(path, "wb") as file:
@@ -100,7 +100,7 @@ class FashionMnistTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_idx_files(self, compress):
-    self.build(compress)
+    self.build(compress=compress)
     self.assert_written()
 
   def test_labels_withheld(self):
@@ -139,9 +139,9 @@ class FashionMnistTest(tf.test.TestCase, parameterized.TestCase):
   def test_nothing_left_to_withhold(self):
     self.assert_refused("--num_labeled=7 leaves none of 7", num_labeled=7)
 
-  def assert_refused(self, pattern, compress=False, **options):
+  def assert_refused(self, pattern, *, compress=False, **options):
     with self.assertRaisesRegex(UserError, pattern):
-      self.build(compress, **options)
+      self.build(compress=compress, **options)
     self.assertFalse(os.path.exists(self.output))
 
   def test_missing_file(self):

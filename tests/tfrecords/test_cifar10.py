@@ -74,7 +74,7 @@ class Cifar10Test(tf.test.TestCase, parameterized.TestCase):
           bytes([label]) + pixels.tobytes() for label, pixels in zip(labels[part], data)
         )
 
-  def source(self, kind, folder=False):
+  def source(self, kind, *, folder=False):
     """Writes the archive of a kind, or its folder; returns the path."""
     name = {"python": "cifar-10-batches-py", "binary": "cifar-10-batches-bin"}[kind]
     if folder:
@@ -102,7 +102,7 @@ class Cifar10Test(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.product(kind=["python", "binary"], folder=[False, True])
   def test_original_forms(self, kind, folder):
-    build_cifar10.build(self.source(kind, folder), self.output, 2)
+    build_cifar10.build(self.source(kind, folder=folder), self.output, 2)
     self.assert_written()
     self.assertLen(os.listdir(self.output), 2 * (2 + 1))
 
