@@ -206,7 +206,7 @@ def color_network(rng: np.random.Generator) -> tf.keras.Model:
     make_model("small_cnn", (*images.shape[1:3], 3), 10),
     PGD(COLOR_BALLS["l2"], 0.5, 5),
   )
-  model.compile(optimizer=LAMB(WarmupDecay(0.02, 50, "cosine", total_steps=312)))
+  model.compile(optimizer=LAMB(WarmupDecay(0.02, 50, decay="cosine", total_steps=312)))
   data = tf.data.Dataset.from_tensor_slices((in_color(images, rng), labels))
   print("Training the network in color.", flush=True)
   batches = (

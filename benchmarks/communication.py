@@ -90,7 +90,7 @@ def quantized(bits: int, *, two_sided: bool) -> Callable[..., AllReduce]:
 METHODS: dict[str, Callable[..., Any]] = {
   "tensorflow": lambda options: TensorFlowAllReduce(),
   "fp32": MeanAllReduce,
-  "fp16": lambda options: MeanAllReduce(options, tf.float16),
+  "fp16": lambda options: MeanAllReduce(options, dtype=tf.float16),
   **{f"{bits}bit": quantized(bits, two_sided=True) for bits in (8, 4, 2)},
   **{f"{bits}bit_one_sided": quantized(bits, two_sided=False) for bits in (8, 4)},
 }

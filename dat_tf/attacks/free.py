@@ -32,6 +32,7 @@ class Free(TrainingPass):
     self,
     ball: norms.Ball,
     batch_shape: Sequence[int],
+    *,
     step_size: Optional[float] = None,
   ):
     """Makes a perturbation of zeros; under a strategy, in its scope.

@@ -77,6 +77,7 @@ TRANSFER = "transfer-"
 def make_attacks(
   name: str,
   ball: norms.Ball,
+  *,
   source: Optional[Classifier] = None,
 ) -> dict[str, Iterative]:
   """The attacks that a name stands for, for `evaluation.Evaluator`.

@@ -40,6 +40,7 @@ class YOPO(TrainingPass):
     classifier: keras.Model,
     ball: norms.Ball,
     step_size: float,
+    *,
     passes: int = 5,
     inner_steps: int = 3,
   ):

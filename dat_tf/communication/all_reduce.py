@@ -79,6 +79,7 @@ class MeanAllReduce:
   def __init__(
     self,
     options: Optional[tf.distribute.experimental.CommunicationOptions] = None,
+    *,
     dtype: tf.DType = tf.float32,
     full_precision: Optional[FullPrecision] = None,
   ):

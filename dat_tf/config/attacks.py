@@ -255,7 +255,9 @@ ATTACKS = options(
     "free",
     "attacks while it trains, on each batch several times",
     _STEPS,
-    lambda s, trained: attacks.Free(make_ball(s), trained.batch_shape, s.step_size),
+    lambda s, trained: attacks.Free(
+      make_ball(s), trained.batch_shape, step_size=s.step_size
+    ),
     steps=8,
     step_size=lambda epsilon, steps: epsilon,
     starts_at_image=True,
@@ -267,7 +269,11 @@ ATTACKS = options(
     "attacks through the first layer between passes that train",
     (*_STEPS, "inner_steps"),
     lambda s, trained: attacks.YOPO(
-      trained.classifier, make_ball(s), s.step_size, s.attack_steps, s.inner_steps
+      trained.classifier,
+      make_ball(s),
+      s.step_size,
+      passes=s.attack_steps,
+      inner_steps=s.inner_steps,
     ),
     steps=5,
     step_size=lambda epsilon, steps: epsilon / 4,

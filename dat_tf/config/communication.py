@@ -119,7 +119,9 @@ def make_all_reduce(
     settings.full_precision_below, settings.full_precision_names
   )
   if settings.all_reduce == "fp16":
-    return communication.MeanAllReduce(options, tf.float16, full_precision)
+    return communication.MeanAllReduce(
+      options, dtype=tf.float16, full_precision=full_precision
+    )
   with compat.quiet():
     quantizers.start_compiler()
   quantized = communication.QuantizedAllReduce(

@@ -103,9 +103,9 @@ def make_optimizer(
   schedule = optimizers.WarmupDecay(
     optimizers.scaled_learning_rate(
       settings.learning_rate,
-      settings.reference_batch_size,
-      settings.global_batch_size,
-      settings.learning_rate_scaling,
+      reference_batch_size=settings.reference_batch_size,
+      global_batch_size=settings.global_batch_size,
+      rule=settings.learning_rate_scaling,
     ),
     warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
     decay=settings.decay,

@@ -68,11 +68,12 @@ def open_source(
   paths = records.match_files(pattern)
   if cluster.num_workers > 1 and not is_local:
     _check_same_files(pattern, paths, workers)
+  skip: dict[str, bool] = {"skip_bad_records": skip_bad_records}
   shard = shards.shard_files(
-    paths, cluster.index, cluster.num_workers, is_local, skip_bad_records
+    paths, cluster.index, cluster.num_workers, data_is_local=is_local, **skip
   )
-  form = records.detect_form(paths[0], needs_label, skip_bad_records)
-  *size, channels = records.first_image_shape(paths[0], form, skip_bad_records)
+  form = records.detect_form(paths[0], needs_label=needs_label, **skip)
+  *size, channels = records.first_image_shape(paths[0], form, **skip)
   shape = (*size, 3 if in_color else channels)
   stored_shape: tuple[Optional[int], ...] = shape
   if image_size:

@@ -67,6 +67,7 @@ class Evaluator:
     self,
     classifier: iterative.Classifier,
     attacks: Mapping[str, Sequence],
+    *,
     batch_size: int = 32,
     seed: int = 0,
   ):

@@ -161,7 +161,10 @@ class Survey:
     store = self._store(name)
     sequence = self._attacks(name)
     evaluator = Evaluator(
-      self.classifier, {name: sequence.values()}, self.data.batch_size, self.seed
+      self.classifier,
+      {name: sequence.values()},
+      batch_size=self.data.batch_size,
+      seed=self.seed,
     )
     done = store.rows()["example_id"]
     if not self._share.slices:  # fewer examples than workers

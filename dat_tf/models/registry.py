@@ -47,6 +47,7 @@ def make_model(
   name: str,
   image_shape: Sequence[int],
   num_classes: int,
+  *,
   precision: str = "float32",
 ) -> keras.Model:
   """A new, randomly initialised classifier.

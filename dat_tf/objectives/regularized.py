@@ -209,6 +209,7 @@ def attribution_norm(
   images: tf.Tensor,
   labels: tf.Tensor,
   loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy,
+  *,
   points: int = 10,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
   """The |IG|_1 of `AttributionNorm` as a function of the adversarial images: -> [B].

@@ -60,6 +60,7 @@ LearningRate = Union[float, keras.optimizers.schedules.LearningRateSchedule]
 def trust_ratio(
   weights: tf.Tensor,
   update: tf.Tensor,
+  *,
   norm_bounds: tuple[float, float] = (0.0, 10.0),
   trust_coefficient: float = 1.0,
 ) -> tf.Tensor:
@@ -164,7 +165,12 @@ class _LayerAdaptation(_LayerRates):
   def _adapt(self, update: tf.Tensor, var: tf.Variable) -> tf.Tensor:
     if not _is_kernel(var):
       return self._rated(update, var)
-    ratio = trust_ratio(var, update, self.norm_bounds, self.trust_coefficient)
+    ratio = trust_ratio(
+      var,
+      update,
+      norm_bounds=self.norm_bounds,
+      trust_coefficient=self.trust_coefficient,
+    )
     self.get_slot(var, "trust_ratio").assign(ratio)
     return self._rated(ratio * update, var)
 

@@ -1,6 +1,6 @@
 """The learning rate of each step, and how it grows with the global batch.
 
-peak = scaled_learning_rate(0.1, 256, global_batch_size, "linear")
+peak = scaled_learning_rate(0.1, reference_batch_size=256, global_batch_size=4096)
 rate = WarmupDecay(peak, warmup_steps=500, decay="cosine", total_steps=10_000)
 optimizer = SGD(learning_rate=rate)
 """
@@ -19,6 +19,7 @@ from dat_tf.compat import keras
 
 def scaled_learning_rate(
   learning_rate: float,
+  *,
   reference_batch_size: int,
   global_batch_size: int,
   rule: Literal["none", "linear", "sqrt"] = "linear",
@@ -77,6 +78,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     self,
     peak_learning_rate: float,
     warmup_steps: int = 0,
+    *,
     decay: Literal["constant", "step", "cosine"] = "constant",
     total_steps: int = 0,
     boundaries: Sequence[int] = (),

@@ -54,16 +54,16 @@ class Trainee:
     self.checkpoints = Checkpoints(
       config.directory.checkpoints,
       tracked,
-      config.checkpoints_to_keep,
-      workers.is_chief,
+      keep=config.checkpoints_to_keep,
+      is_chief=workers.is_chief,
     )
     self.early_stopping: Optional[EarlyStopping] = None
     if config.early_stopping:
       self.early_stopping = EarlyStopping(
         config.directory.best,
         model.classifier,
-        config.early_stopping * config.evaluate_every,
-        workers.is_chief,
+        patience=config.early_stopping * config.evaluate_every,
+        is_chief=workers.is_chief,
       )
 
   @property
@@ -129,7 +129,7 @@ def build_model(
       quantizers.start_compiler()
   with scope():
     classifier = make_model(
-      config.model, image_shape, config.num_classes, config.precision
+      config.model, image_shape, config.num_classes, precision=config.precision
     )
     if config.certifies:
       bounds.check(classifier)

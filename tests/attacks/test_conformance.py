@@ -190,7 +190,7 @@ class FlatTest(tf.test.TestCase, parameterized.TestCase):
       self.check(flat, adversarial, steps=8)
     one = PGD(ball, ball.epsilon, 1, from_image)
     self.check(flat, one(flat, images, self.labels, self.keys), steps=1)
-    free = Free(ball, images.shape, size)
+    free = Free(ball, images.shape, step_size=size)
     seen = []
 
     def differentiate(batch, adversarial, with_respect_to):

@@ -40,7 +40,7 @@ class BorderTest(tf.test.TestCase, parameterized.TestCase):
     (lambda: PGD(L2(1.0), 0.0, 3), "step_size=0"),
     (lambda: PGD(L2(1.0), 0.1, 0), "steps=0"),
     (lambda: WRM(gamma=0.0), "gamma=0"),
-    (lambda: Free(L2(1.0), (2, 4, 4, 1), -0.1), "step_size=-0.1"),
+    (lambda: Free(L2(1.0), (2, 4, 4, 1), step_size=-0.1), "step_size=-0.1"),
     (lambda: APGD(L2(1.0), steps=0), "steps=0"),
     (lambda: APGD(L2(1.0), restarts=0), "restarts=0"),
     (lambda: APGD(L1(1.0)), "for a ball in l1 there is SparseAPGD"),

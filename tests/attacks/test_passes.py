@@ -249,7 +249,8 @@ class PassesTest(tf.test.TestCase, parameterized.TestCase):
     ball = LInfinity(0.1)
     for objective in (TRADES(), WeightPerturbation(AdversarialTraining(0.0))):
       classifier, _, _ = network()
-      for attack in (Free(ball, (SIZE, 4, 4, 1)), YOPO(classifier, ball, 0.02, 2, 2)):
+      yopo = YOPO(classifier, ball, 0.02, passes=2, inner_steps=2)
+      for attack in (Free(ball, (SIZE, 4, 4, 1)), yopo):
         model = AdversarialModel(
           classifier, attack, objective, evaluation_attack=fgsm(ball)
         )

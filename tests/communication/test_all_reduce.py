@@ -43,7 +43,9 @@ def _means():
   for name, all_reduce in {
     "whole": MeanAllReduce(),
     "packs": MeanAllReduce(options),
-    "float16": MeanAllReduce(options, tf.float16, FullPrecision(0, "^d")),
+    "float16": MeanAllReduce(
+      options, dtype=tf.float16, full_precision=FullPrecision(0, "^d")
+    ),
   }.items():
     results = map(strategy.experimental_local_results, reduce(all_reduce))
     means[name] = [[value.numpy() for value in replica] for replica in zip(*results)]

@@ -65,7 +65,7 @@ MAXIMIZERS = {
   "curriculum": lambda classifier: Curriculum(_PGD, 2, 2),
   "warm_start": lambda classifier: WarmStart(_PGD, SHAPE),
   "free": lambda classifier: Free(BALL, (SIZE, *SHAPE)),
-  "yopo": lambda classifier: YOPO(classifier, BALL, 0.05, 2, 2),
+  "yopo": lambda classifier: YOPO(classifier, BALL, 0.05, passes=2, inner_steps=2),
 }
 OBJECTIVES = {
   "clean": objectives.CleanTraining(),

@@ -35,7 +35,7 @@ variables = [
   for name, shape in (("kernel", (20, 30)), ("filters", (3, 3, 2, 4)), ("bias", (7,)))
 ]
 optimizer = LAMB(
-  WarmupDecay(0.02, 10, "cosine", total_steps=120),
+  WarmupDecay(0.02, 10, decay="cosine", total_steps=120),
   weight_decay=0.01,
   norm_bounds=(0.5, 3.0),
   global_clipnorm=30.0,

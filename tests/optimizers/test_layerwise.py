@@ -161,7 +161,7 @@ class TrustRatioTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_known_values(self, weights, update, norm_bounds, expected):
     ratio = optimizers.trust_ratio(
-      tf.constant([weights]), tf.constant([update]), norm_bounds
+      tf.constant([weights]), tf.constant([update]), norm_bounds=norm_bounds
     )
     self.assertEqual(ratio.dtype, tf.float32)
     self.assertAllClose(ratio, expected, rtol=1e-6, atol=0)
@@ -319,7 +319,7 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
   def test_config_round_trip(self, case, legacy):
     optimizer_class, settings = case
     settings = settings | {"weight_decay": 0.375, "name": "mine"}
-    schedule = optimizers.WarmupDecay(0.5, 10, "step", boundaries=[20, 30])
+    schedule = optimizers.WarmupDecay(0.5, 10, decay="step", boundaries=[20, 30])
     optimizer = optimizer_class(learning_rate=schedule, **settings)
     config = tf.keras.optimizers.serialize(optimizer, use_legacy_format=legacy)
     rebuilt = tf.keras.optimizers.deserialize(

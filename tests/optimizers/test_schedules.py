@@ -33,7 +33,7 @@ class WarmupDecayTest(tf.test.TestCase, parameterized.TestCase):
     self.assert_rates(WarmupDecay(0.5), {0: 0.5, 1: 0.5})
 
   def test_step_decay(self):
-    schedule = WarmupDecay(2.0, 5, "step", boundaries=[75, 90, 95])
+    schedule = WarmupDecay(2.0, 5, decay="step", boundaries=[75, 90, 95])
     rates = {0: 0.4, 4: 2.0, 74: 2.0, 75: 0.2, 89: 0.2, 90: 0.02, 95: 0.002, 200: 0.002}
     self.assert_rates(schedule, rates)
 
@@ -41,7 +41,7 @@ class WarmupDecayTest(tf.test.TestCase, parameterized.TestCase):
     self.assert_rates(WarmupDecay(2.0, decay="step"), {0: 2.0, 100: 2.0})
 
   def test_cosine_decay(self):
-    schedule = WarmupDecay(0.8, 10, "cosine", total_steps=110)
+    schedule = WarmupDecay(0.8, 10, decay="cosine", total_steps=110)
     rates = {
       0: 0.08,
       9: 0.8,
@@ -56,11 +56,11 @@ class WarmupDecayTest(tf.test.TestCase, parameterized.TestCase):
     self.assert_rates(schedule, rates)
 
   def test_run_shorter_than_its_warmup(self):
-    schedule = WarmupDecay(1.0, 10, "cosine", total_steps=5)
+    schedule = WarmupDecay(1.0, 10, decay="cosine", total_steps=5)
     self.assert_rates(schedule, {0: 0.1, 4: 0.5, 9: 1.0})
 
   def test_optimizer_takes_the_rate_of_its_step(self):
-    optimizer = SGD(WarmupDecay(1.0, 4, "step", boundaries=[5]), momentum=0.0)
+    optimizer = SGD(WarmupDecay(1.0, 4, decay="step", boundaries=[5]), momentum=0.0)
     variable = tf.Variable(0.0)
     taken = []
     for _ in range(6):
@@ -71,8 +71,8 @@ class WarmupDecayTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(
     WarmupDecay(0.5, 3),
-    WarmupDecay(0.5, 3, "step", boundaries=[7, 9]),
-    WarmupDecay(0.5, 3, "cosine", total_steps=20),
+    WarmupDecay(0.5, 3, decay="step", boundaries=[7, 9]),
+    WarmupDecay(0.5, 3, decay="cosine", total_steps=20),
   )
   def test_config_round_trip(self, schedule):
     config = tf.keras.optimizers.schedules.serialize(schedule)
@@ -99,12 +99,16 @@ class ScaledLearningRateTest(tf.test.TestCase, parameterized.TestCase):
     ("sqrt", 256, 0.1),
   )
   def test_rules(self, rule, global_batch_size, expected):
-    rate = scaled_learning_rate(0.1, 256, global_batch_size, rule)
+    rate = scaled_learning_rate(
+      0.1, reference_batch_size=256, global_batch_size=global_batch_size, rule=rule
+    )
     self.assertAllClose(rate, expected, rtol=1e-12)
 
   def test_unknown_rule(self):
     with self.assertRaisesRegex(UserError, "'cubic'; choose one of none, linear, sqrt"):
-      scaled_learning_rate(0.1, 256, 512, "cubic")
+      scaled_learning_rate(
+        0.1, reference_batch_size=256, global_batch_size=512, rule="cubic"
+      )
 
 
 if __name__ == "__main__":
