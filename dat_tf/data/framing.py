@@ -131,6 +131,17 @@ def _end_of_record(
   return end if _masked_crc32c(header[:8]) == checksum and end <= size else None
 
 
+def data_at(path: str, offset: int) -> bytes:
+  """The record that begins at an offset, of a length known to be right; unchecked.
+
+  Of many files it is far faster than `read`, which makes a graph for each.
+  """
+  with _open(path) as file:
+    file.seek(offset)
+    (length,) = struct.unpack("<Q4x", file.read(_HEADER_BYTES))
+    return file.read(length)
+
+
 def read(path: Any, offset: Any, num_records: Any) -> tf.data.Dataset:
   """The serialized records of a segment, in order.
 

@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 import tensorflow as tf
@@ -160,6 +160,33 @@ def detect_form(
     f"{path}: the features ({', '.join(sorted(features))}) are of no known form. "
     f"Write the records in one of these: {known}."
   )
+
+
+def check_form(
+  files: Iterable[tuple[str, Sequence[framing.Segment]]], form: RecordForm
+) -> None:
+  """Makes sure that the first record of each file has the features of a form.
+
+  Of a file in another form TensorFlow would write a line for each record before the run
+  ends. What else may be wrong is for training to tell of.
+
+  Args:
+    files: Paths, and what of each is read, whose lengths are known to be right.
+    form: Theirs.
+
+  Raises:
+    UserError: One lacks a feature.
+  """
+  for path, parts in files:
+    for offset, number, count in parts[:1]:
+      try:
+        if count and _lacks(framing.data_at(path, offset), form):
+          # Once more, with its checksum.
+          serialized = next(framing.read(path, offset, 1).as_numpy_iterator())
+          lacking = _lacks(serialized, form)
+          raise UserError(f"{path}: record {number} (counted from 0) {lacking}")
+      except (tf.errors.DataLossError, DecodeError):
+        pass
 
 
 def first_image_shape(
@@ -364,6 +391,18 @@ def _reason(error: Exception) -> str:
   return own[0] if own else one_line(error)
 
 
+def _lacks(serialized: bytes, form: RecordForm) -> Optional[str]:
+  """Which feature a record lacks, and what to do about it; None if it has all."""
+  found = set(tf.train.Example.FromString(serialized).features.feature)
+  missing = sorted(set(form.required) - found)
+  if not missing:
+    return None
+  return (
+    f"lacks '{missing[0]}', which the {form.name} form has (it holds "
+    f"{', '.join(sorted(found)) or 'no feature'}): write the file again."
+  )
+
+
 def _fault(
   records: tf.data.Dataset,
   form: RecordForm,
@@ -374,12 +413,8 @@ def _fault(
   """What is wrong with the first of `records`, and what to do about it."""
   try:
     serialized = next(records.as_numpy_iterator())
-    found = set(tf.train.Example.FromString(serialized).features.feature)
-    if missing := sorted(set(form.required) - found):
-      return (
-        f"lacks '{missing[0]}', which the {form.name} form has (it holds "
-        f"{', '.join(sorted(found)) or 'no feature'}): write the file again."
-      )
+    if lacking := _lacks(serialized, form):
+      return lacking
     stored, label = form.parse(serialized, image_shape[-1] or 0, first_label)
     shape = tuple(stored.decode().shape)
   except tf.errors.DataLossError:

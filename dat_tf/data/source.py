@@ -73,6 +73,7 @@ def open_source(
     paths, cluster.index, cluster.num_workers, data_is_local=is_local, **skip
   )
   form = records.detect_form(paths[0], needs_label=needs_label, **skip)
+  records.check_form(((each.path, each.segments) for each in shard.slices), form)
   *size, channels = records.first_image_shape(paths[0], form, **skip)
   shape = (*size, 3 if in_color else channels)
   stored_shape: tuple[Optional[int], ...] = shape

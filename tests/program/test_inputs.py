@@ -113,6 +113,28 @@ class ChannelsTest(InputsCase):
     self.assertEqual(self.inputs(train_data=path, test_data=None).image_shape[-1], 1)
 
 
+class FormsTest(InputsCase):
+  """Files of other record forms in one set; the first file's is that of all."""
+
+  @parameterized.parameters(("raw", "PNG"), ("PNG", "raw"))
+  def test_files_of_another_form_are_told_before_they_are_trained_on(self, *kinds):
+    paths = [
+      self.write(str(number), [record(GREY, kind)] * 2)
+      for number, kind in enumerate((kinds[0], *kinds))
+    ]
+    lacking = "image/raw" if kinds[0] == "raw" else "image/class/label"
+    for flags in ({"train_data": ",".join(paths)}, {"test_data": ",".join(paths)}):
+      with self.assertRaisesRegex(
+        UserError, f"^{paths[2]}: record 0 .* lacks '{lacking}'"
+      ):
+        self.inputs(**{"train_data": paths[0], "test_data": paths[1], **flags})
+
+  def test_damage_is_left_to_training(self):
+    good = self.write("0", [record(GREY, "raw")] * 2)
+    bad = self.write("1", [b"\xff\xff"])
+    self.inputs(train_data=f"{good},{bad}", test_data=good)
+
+
 class ComparisonTest(InputsCase):
   """Train and test data of 40 images each, and what makes a test doubtful."""
 
