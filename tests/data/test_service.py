@@ -138,6 +138,23 @@ class ServiceTest(tf.test.TestCase, parameterized.TestCase):
           served = self.examples(shard, address, epochs=1)
           self.assertLen([k for k in served["examples"] if k[2] == 1], 29)
 
+  def test_proxies_are_passed_by(self):
+    code = """
+import sys
+import tensorflow as tf
+from dat_tf.data import service
+print(len(list(service.distribute(tf.data.Dataset.range(7), sys.argv[1]))))
+"""
+    # Nobody listens there.
+    proxy = f"http://127.0.0.1:{unused_port()}"
+    proxies = dict.fromkeys(["http_proxy", "https_proxy", "grpc_proxy"], proxy)
+    with mock.patch.dict(os.environ, proxies):
+      os.environ.pop("no_grpc_proxy", None)  # which other tests may have set
+      with running("--port=0") as process:
+        command = [sys.executable, "-c", code, said_address(process)]
+        output = subprocess.check_output(command, text=True, timeout=120)
+    self.assertEqual(output, "7\n")
+
   @parameterized.parameters("localhost", "host:port", ":5050", "localhost:99999")
   def test_what_is_no_address(self, address):
     with self.assertRaisesRegex(UserError, "HOST:PORT"):
