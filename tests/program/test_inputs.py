@@ -101,7 +101,7 @@ class ChannelsTest(InputsCase):
         pass
     message = inputs.explain()
     self.assertIn(f"{path}: record 250 ", message)
-    self.assertIn("--channels=3", message)
+    self.assertIn("`channels=3`", message)
     _, found = self.images(channels="3", **flags)
     self.assertEqual(found.shape, (252, *(image_size or 6,) * 2, 3))
     is_grey = (found == found[..., :1]).all(axis=(1, 2, 3))

@@ -8,7 +8,7 @@ import tempfile
 from absl.testing import parameterized
 
 from dat_tf import config as config_lib
-from dat_tf.base.errors import UserError
+from dat_tf.base.errors import UserError, with_flags
 
 REQUIRED = {"model_dir": "m", "train_data": "a-*", "test_data": "b-*"}
 
@@ -192,7 +192,7 @@ class ConfigCase(parameterized.TestCase):
   def assert_refused(self, *arguments, names, **values):
     with self.assertRaises(UserError) as caught:
       parse(*arguments, **values)
-    message = str(caught.exception)
+    message = with_flags(str(caught.exception), config_lib.FLAGS)  # as it is printed
     self.assertEqual(len(message.splitlines()), 1, message)
     for name in names:
       self.assertIn(name, message)
