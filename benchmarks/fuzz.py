@@ -1,6 +1,6 @@
 """Gives many hostile inputs to the functions at the border, and some to the programs.
 
-    python benchmarks/fuzz.py --json=benchmarks/results/fuzz.json --inputs=20000
+    python benchmarks/fuzz.py --json=docs/results/fuzz.json --inputs=20000
 
 Inputs are made by kind and seed (`fuzz_inputs.py`), each in a folder of its own, by
 processes that end after `--batch` of them, or when one fails, hangs or crashes. One of
