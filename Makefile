@@ -16,7 +16,7 @@ PYTEST = $(VENV)/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile \
   --no-loadscope-reorder
 # What another TensorFlow is most likely to break.
 QUICK := tests/attacks tests/base tests/communication tests/models tests/optimizers \
-  tests/program/test_checkpointing.py tests/workers/test_cluster.py \
+  tests/program/test_checkpointing.py tests/workers/test_joined.py \
   tests/test_adversarial_model.py tests/test_compat.py tests/test_distributed.py
 
 .DEFAULT_GOAL := help

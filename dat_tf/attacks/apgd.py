@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -97,8 +97,12 @@ class APGD(Bounded):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if isinstance(self.ball, norms.L1):
-      raise UserError("APGD: for a ball in l1 there is SparseAPGD.")
+    kind = apgd_for(self.ball)
+    if type(self) is not kind:
+      raise UserError(
+        f"{type(self).__name__} is not for {type(self.ball).__name__}: use "
+        f"{kind.__name__}."
+      )
 
   def num_steps(self, size: int) -> int:
     del size
@@ -205,11 +209,6 @@ class SparseAPGD(APGD):
   Its attributes are those of `APGD`.
   """
 
-  def __post_init__(self) -> None:
-    Bounded.__post_init__(self)
-    if not isinstance(self.ball, norms.L1):
-      raise UserError("SparseAPGD: its ball is one in l1; for others there is APGD.")
-
   def start(self, examples: Examples) -> State:
     assert isinstance(self.ball, norms.L1)
     images = examples.images
@@ -269,9 +268,9 @@ class SparseAPGD(APGD):
     return _Schedule(*map(np.concatenate, zip(*stages)))
 
 
-def auto_pgd(ball: norms.Ball, *args: Any, **kwargs: Any) -> APGD:
-  """The form of APGD that is for the ball; takes what `APGD` takes."""
-  return (SparseAPGD if isinstance(ball, norms.L1) else APGD)(ball, *args, **kwargs)
+def apgd_for(ball: norms.Ball) -> type[APGD]:
+  """The form of APGD that is for a ball."""
+  return SparseAPGD if isinstance(ball, norms.L1) else APGD
 
 
 def _started(images: tf.Tensor, point: tf.Tensor) -> State:

@@ -97,9 +97,9 @@ class Curriculum(Scheduled):
   """PGD that grows to full strength in the course of training, in a line.
 
   At training step t, counted from 0, with r = min(1, (t + 1) / steps_growing), it has K
-  = ceil(r steps); radius and step size grow so over epsilon_growing. Growing K is
-  the curriculum of Cai et al., "Curriculum adversarial training", IJCAI 2018, who go on
-  to the next K once accuracy under this one rises no more.
+  = ceil(r steps); radius and step size grow in the same way, over epsilon_growing.
+  Growing K is the curriculum of Cai et al., "Curriculum adversarial training", IJCAI
+  2018, who go on to the next K once accuracy under this one rises no more.
 
   Called without `for_batch` it has its full strength.
 

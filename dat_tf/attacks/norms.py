@@ -271,9 +271,10 @@ class L1:
 
     Nearest in the Euclidean norm, of the intersection of both: clipping afterwards
     would leave much of the ball unused (Croce & Hein, "Mind the box", ICML 2021).
-    An entry of size m with headroom r shrinks to min(max(m - s, 0), r), where s is the
-    smallest number, at least 0, for which the sum does not exceed the
-    radius. That sum is piecewise linear in s: its kinks are sorted and summed up.
+    An entry of size m, which may move by r in its direction before it leaves [0, 1],
+    shrinks to min(max(m - s, 0), r), where s is the smallest number, at least 0, for
+    which the sum does not exceed the radius. That sum is piecewise linear in s: its
+    kinks are sorted and summed up.
 
     Args:
       images: float32 [B, H, W, C] in [0, 1].

@@ -7,7 +7,7 @@ import re
 from typing import Callable, Optional
 
 from dat_tf.attacks import losses, norms
-from dat_tf.attacks.apgd import APGD, auto_pgd
+from dat_tf.attacks.apgd import APGD, apgd_for
 from dat_tf.attacks.ascent import Ascent
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.deepfool import DeepFool
@@ -23,17 +23,17 @@ from dat_tf.objectives.losses import cross_entropy
 
 # In l1 AutoAttack runs APGD-CE five times, and aims at five classes.
 def _apgd_ce(ball: norms.Ball) -> APGD:
-  return auto_pgd(ball, restarts=5 if isinstance(ball, norms.L1) else 1)
+  return apgd_for(ball)(ball, restarts=5 if isinstance(ball, norms.L1) else 1)
 
 
 def _apgd_t(ball: norms.Ball) -> APGD:
   targets = 5 if isinstance(ball, norms.L1) else 9
-  return auto_pgd(ball, losses.targeted_dlr, targets=targets)
+  return apgd_for(ball)(ball, losses.targeted_dlr, targets=targets)
 
 
 _ALONE: dict[str, Callable[[norms.Ball], Iterative]] = {
   "apgd-ce": _apgd_ce,
-  "apgd-dlr": lambda ball: auto_pgd(ball, losses.dlr),
+  "apgd-dlr": lambda ball: apgd_for(ball)(ball, losses.dlr),
   "apgd-t": _apgd_t,
   "fab": lambda ball: FAB(ball, targets=0, minimal=True, restarts=5),
   "fab-t": lambda ball: FAB(ball, minimal=True),
@@ -48,15 +48,15 @@ _SUITES: dict[str, Callable[[norms.Ball], dict[str, Iterative]]] = {
     "square": Square(ball),
   },
   "autoattack-rand": lambda ball: {
-    "apgd-ce": auto_pgd(ball, samples=20),
-    "apgd-dlr": auto_pgd(ball, losses.dlr, samples=20),
+    "apgd-ce": apgd_for(ball)(ball, samples=20),
+    "apgd-dlr": apgd_for(ball)(ball, losses.dlr, samples=20),
   },
   "autoattack-plus": lambda ball: {
-    "apgd-ce": auto_pgd(ball, restarts=5),
-    "apgd-dlr": auto_pgd(ball, losses.dlr, restarts=5),
+    "apgd-ce": apgd_for(ball)(ball, restarts=5),
+    "apgd-dlr": apgd_for(ball)(ball, losses.dlr, restarts=5),
     "fab": FAB(ball, targets=0, restarts=5),
     "square": Square(ball),
-    "apgd-t": auto_pgd(ball, losses.targeted_dlr, targets=9),
+    "apgd-t": apgd_for(ball)(ball, losses.targeted_dlr, targets=9),
     "fab-t": FAB(ball),
   },
 }
@@ -118,13 +118,13 @@ def _make_attack(name: str, ball: norms.Ball) -> Iterative:
   if name == "jsma":
     if isinstance(ball, norms.LInfinity):
       raise UserError(
-        f"The attack {name} changes few pixels by much: set `norm=l1` or `norm=l2`, and"
-        " `epsilon` to how much."
+        f"The attack {name} changes few pixels by much: give it a ball in l1 or l2 "
+        "(`norm`, `epsilon`)."
       )
     return JSMA(ball)
   if name in _L2_ONLY:
     if not isinstance(ball, norms.L2):
-      raise UserError(f"The attack {name} is for the l2 norm: set `norm=l2`.")
+      raise UserError(f"The attack {name} is for a ball in l2 (`norm=l2`).")
     return _L2_ONLY[name](ball)
   if name == "fgsm":
     return Ascent(ball, ball.epsilon, 1, random_start=False)

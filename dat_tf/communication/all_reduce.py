@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from dat_tf.communication.timing import arrivals, elapsed_ms
 
-Figures = dict[str, tf.Tensor]
+Metrics = dict[str, tf.Tensor]
 
 _BYTES_PER_PACK = 4 * 2**20
 
@@ -28,7 +28,7 @@ class AllReduce(Protocol):
 
   def __call__(
     self, tensors: Sequence[tf.Tensor], names: Sequence[str], step: tf.Tensor
-  ) -> tuple[list[tf.Tensor], Figures]:
+  ) -> tuple[list[tf.Tensor], Metrics]:
     """The mean over all replicas of each tensor, bit-identical on all of them.
 
     Called in replica context, with the same shapes on every replica.
@@ -103,7 +103,7 @@ class MeanAllReduce:
 
   def __call__(
     self, tensors: Sequence[tf.Tensor], names: Sequence[str], step: tf.Tensor
-  ) -> tuple[list[tf.Tensor], Figures]:
+  ) -> tuple[list[tf.Tensor], Metrics]:
     del step
     tensors, start = arrivals(tensors)
     is_narrow = [

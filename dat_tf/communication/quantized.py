@@ -32,8 +32,8 @@ import tensorflow as tf
 
 from dat_tf.base import hashing
 from dat_tf.communication.all_reduce import (
-  Figures,
   FullPrecision,
+  Metrics,
   divided,
   mean,
   merged,
@@ -262,7 +262,7 @@ class QuantizedAllReduce(tf.Module):
 
   def __call__(
     self, tensors: Sequence[tf.Tensor], names: Sequence[str], step: tf.Tensor
-  ) -> tuple[list[tf.Tensor], Figures]:
+  ) -> tuple[list[tf.Tensor], Metrics]:
     shapes = [tensor.shape for tensor in tensors]
     with tf.init_scope():
       self.build(shapes, names)
@@ -276,7 +276,7 @@ class QuantizedAllReduce(tf.Module):
 
   def _quantized_means(
     self, tensors: list[tf.Tensor], step: tf.Tensor
-  ) -> tuple[list[tf.Tensor], Figures]:
+  ) -> tuple[list[tf.Tensor], Metrics]:
     across, within = groups(self._options)
     packs = self._packs([tensor.shape for tensor in tensors], across.size, within.size)
     if self.residual:

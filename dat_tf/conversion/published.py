@@ -52,7 +52,7 @@ def images_from_tfds(
   Args:
     name: The data set's name in TensorFlow Datasets, which may download it.
     split: Its split.
-    instead: What `source` could be set to.
+    instead: Where else the images may be, a path.
 
   Raises:
     UserError: There is no TensorFlow Datasets, or it gives no such images.
@@ -64,6 +64,7 @@ def images_from_tfds(
   except Exception as error:  # TFDS passes on whatever a download can raise.
     raise UserError(
       f"TensorFlow Datasets gave no {name} ({type(error).__name__}): install it (pip "
-      f"install tensorflow-datasets) and go online, or set `source` to {instead}."
+      "install tensorflow-datasets) and go online, or bring the images here "
+      f"(`source`): {instead}."
     ) from error
   return dataset.as_numpy_iterator()

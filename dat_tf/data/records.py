@@ -152,8 +152,8 @@ def detect_form(
   if any(not set(form.required) - set(features) for form in bare):
     raise UserError(
       f"{path}: the images have no labels, and every objective needs some that have: "
-      "give these as `unlabeled_data` beside labelled ones, or pseudo-labels "
-      "(`mode=pseudo_label`)."
+      "give these as `unlabeled_data` beside labelled ones, or give them "
+      "pseudo-labels (`mode=pseudo_label`)."
     )
   known = "; ".join(f"{form.name}: {', '.join(form.required)}" for form in forms)
   raise UserError(
@@ -426,8 +426,9 @@ def _fault(
   if any(wanted not in (None, size) for wanted, size in zip(image_shape, shape)):
     return (
       f"holds an image of shape {shape}, and the run expects "
-      f"{image_shape}: write all images, for training and tests, in one shape, or set "
-      "`image_size`, or `channels=3` where some are grey and some are not."
+      f"{image_shape}: write all images, for training and tests, in one shape, or have "
+      "all brought to one size (`image_size`), and to color where some are grey "
+      "(`channels=3`)."
     )
   if form.soft_classes:
     return (

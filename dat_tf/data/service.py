@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> NoReturn:
   if not 0 <= options.port < 2**16:
     parser.error(f"--port={options.port} is not from 0 to 65535")
   for number in (signal.SIGTERM, signal.SIGINT):
-    # They keep nothing, and to stop them waits for their clients, at times for long.
+    # The servers keep nothing, and to stop them waits for clients, at times for long.
     signal.signal(number, lambda *_: os._exit(0))
   peers.bypass_proxies()
   servers: list[Any] = []

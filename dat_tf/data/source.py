@@ -44,7 +44,7 @@ def open_source(
   batch_size: int,
   image_size: Optional[int] = None,
   in_color: bool = False,
-  is_local: bool = False,
+  data_is_local: bool = False,
   needs_label: bool = True,
   skip_bad_records: bool = False,
 ) -> Source:
@@ -57,7 +57,7 @@ def open_source(
     image_size: height and width that the images are brought to; None for those of
       the first.
     in_color: whether they get three channels, instead of as many as the first has.
-    is_local: whether the files are this worker's own, and not shared.
+    data_is_local: whether the files are this worker's own, and not shared.
     needs_label: whether each record must have a label.
     skip_bad_records: whether damaged records are left out.
 
@@ -66,11 +66,11 @@ def open_source(
   """
   cluster = workers.cluster
   paths = records.match_files(pattern)
-  if cluster.num_workers > 1 and not is_local:
+  if cluster.num_workers > 1 and not data_is_local:
     _check_same_files(pattern, paths, workers)
   skip: dict[str, bool] = {"skip_bad_records": skip_bad_records}
   shard = shards.shard_files(
-    paths, cluster.index, cluster.num_workers, data_is_local=is_local, **skip
+    paths, cluster.index, cluster.num_workers, data_is_local=data_is_local, **skip
   )
   form = records.detect_form(paths[0], needs_label=needs_label, **skip)
   records.check_form(((each.path, each.segments) for each in shard.slices), form)

@@ -95,7 +95,7 @@ def _make(name: str, image_shape: Sequence[int], num_classes: int) -> keras.Mode
   known = [*_OWN, *_APPLICATIONS]
   nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(_OWN)
   raise UserError(
-    f"No model is called {name}; the nearest names are {', '.join(nearest)}."
+    f"No model is called {name} (`model`); the nearest names are {', '.join(nearest)}."
   )
 
 
@@ -154,7 +154,8 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> keras.Model:
   except ValueError as error:
     raise _unsuitable(name, image_shape, error) from error
   except Exception as error:  # Keras raises a bare one if it cannot download
-    raise UserError(f"The weights of ImageNet: {one_line(error)}") from error
+    reason = one_line(error)
+    raise UserError(f"The weights could not be downloaded: {reason}") from error
 
 
 def _users_own(name: str, image_shape: Sequence[int], num_classes: int) -> keras.Model:
@@ -163,15 +164,15 @@ def _users_own(name: str, image_shape: Sequence[int], num_classes: int) -> keras
     make = getattr(importlib.import_module(module), function)
   except (ImportError, AttributeError, ValueError) as error:
     raise UserError(
-      f"The model {name}: {error}; give package.module:function, and have the package "
-      "on PYTHONPATH."
+      f"The model {name} cannot be had ({error}): give package.module:function "
+      "(`model`), and have the package on PYTHONPATH."
     ) from error
   model = make(tuple(image_shape), num_classes)
   shapes = [getattr(model, end, None) for end in ("input_shape", "output_shape")]
   expected = [(None, *image_shape), (None, num_classes)]
   if not isinstance(model, keras.Model) or shapes != expected:
     raise UserError(
-      f"The model {name} must return a Keras model from {expected[0]} to "
+      f"The function {name} (`model`) must return a Keras model from {expected[0]} to "
       f"{expected[1]}; it returned {type(model).__name__}, from {shapes[0]} to "
       f"{shapes[1]}."
     )
@@ -180,5 +181,6 @@ def _users_own(name: str, image_shape: Sequence[int], num_classes: int) -> keras
 
 def _unsuitable(name: str, image_shape: Sequence[int], error: Exception) -> UserError:
   return UserError(
-    f"The model {name} does not take images of shape {tuple(image_shape)}: {error}"
+    f"The model {name} (`model`) does not take images of shape "
+    f"{tuple(image_shape)}: {error}"
   )

@@ -76,7 +76,7 @@ def layer_rate_factors(model: keras.Model, decay: float) -> dict[str, float]:
     for variable in layer.trainable_weights:
       if factors.setdefault(variable.name, decay**depth) != decay**depth:
         raise UserError(
-          "`layer_decay` tells layers apart by the names of their weights, and two "
-          f"have {variable.name}: give the network's layers different names."
+          "A rate by layer (`layer_decay`) needs weights of different names, and two "
+          f"are called {variable.name}: give the network's layers different names."
         )
   return factors

@@ -63,7 +63,7 @@ class Inputs:
     self.train = self.test = self.validation = self.unlabeled = None
     if config.trains:
       self.train = opened(
-        config.train_data, batch_size=self._batch_sizes[0], is_local=local
+        config.train_data, batch_size=self._batch_sizes[0], data_is_local=local
       )
     if config.test_data and config.mode != "pseudo_label":
       self.test = opened(config.test_data)
@@ -73,7 +73,7 @@ class Inputs:
       self.unlabeled = opened(
         config.unlabeled_data,
         batch_size=unlabeled or per_replica,
-        is_local=local,
+        data_is_local=local,
         needs_label=False,
       )
       self._check_pseudo_labels()

@@ -96,10 +96,11 @@ def _export(run: Run, trainee: Trainee) -> None:
   trainee.export()
   if run.workers.is_chief:
     print(f"{config.directory.export}: the classifier, written anew.", flush=True)
-    for path in exporting.export_formats(
-      trainee.plain, config.model_dir, config.export_formats
-    ):
-      print(f"{path}: gives the same logits.", flush=True)
+    if config.export_formats:
+      paths = exporting.export_formats(
+        trainee.plain, config.model_dir, config.export_formats
+      )
+      print("\n".join(f"{path}: gives the same logits." for path in paths), flush=True)
 
 
 def _report(config: config_lib.Settings) -> None:

@@ -42,7 +42,7 @@ class Watchdog(keras.callbacks.Callback):
         print(
           f"Worker {self._worker} ends: a step took more than {self._seconds:g} s. See "
           "what other workers printed and start all again, or raise "
-          "collective_timeout; they go on from the newest checkpoint.",
+          "--collective_timeout; they go on from the newest checkpoint.",
           file=sys.stderr,
           flush=True,
         )

@@ -9,7 +9,7 @@ from absl.testing import parameterized
 
 from dat_tf import models
 from dat_tf.attacks import L1, L2, LInfinity, OneShot, losses
-from dat_tf.attacks.apgd import APGD, auto_pgd
+from dat_tf.attacks.apgd import APGD, apgd_for
 from dat_tf.attacks.ascent import Ascent
 from dat_tf.attacks.ddn import DDN
 from dat_tf.attacks.deepfool import DeepFool
@@ -25,8 +25,8 @@ SHAPE, CLASSES, COUNT = (8, 8, 3), 5, 22
 
 def autoattack(ball):
   return (
-    auto_pgd(ball, steps=10, restarts=2),
-    auto_pgd(ball, losses.targeted_dlr, steps=10, targets=9),
+    apgd_for(ball)(ball, steps=10, restarts=2),
+    apgd_for(ball)(ball, losses.targeted_dlr, steps=10, targets=9),
     FAB(ball, steps=10),
     Square(ball, steps=30, restarts=2),
   )

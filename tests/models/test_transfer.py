@@ -220,7 +220,7 @@ class ApplicationTest(TransferTest):
     with mock.patch.dict(registry._APPLICATIONS, ResNet50=constructor):
       self.assert_refused(
         lambda: make_pretrained("ResNet50", SHAPE),
-        "The weights of ImageNet: URL fetch failure",
+        "The weights could not be downloaded: URL fetch failure",
         "https://host/file: Name unknown",
       )
 

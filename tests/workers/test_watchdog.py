@@ -83,7 +83,7 @@ class WatchdogTest(tf.test.TestCase):
         self.assertEqual(stdout, "still here\n", stderr)
         self.assertEqual(process.returncode, 1, stderr)
         self.assertRegex(
-          stderr, r"^Worker 7 ends: .* more than 2 s\. .*collective_timeout;.*\n$"
+          stderr, r"^Worker 7 ends: .* more than 2 s\. .*--collective_timeout;.*\n$"
         )
         self.assertLen(stderr.splitlines(), 1)
 
