@@ -142,7 +142,8 @@ def main(argv: Sequence[str]) -> NoReturn:
     _fence(options.host, port)
     print(f"worker {index} at {options.host}:{port}", flush=True)
   while True:
-    time.sleep(3600)
+    # A signal that comes just before a sleep is only looked at after it.
+    time.sleep(1)
 
 
 def _fence(host: str, port: Any) -> None:

@@ -102,11 +102,11 @@ class EvaluatorTest(LinearTestCase):
           self.assertEqual(attack.ball, ball)
     for ball in (L2(1.0), L1(10.0)):
       self.assertEqual(make_attacks("jsma", ball)["jsma"].ball, ball)
-    with self.assertRaisesRegex(UserError, "`norm=l1` or `norm=l2`"):
+    with self.assertRaisesRegex(UserError, r"ball in l1 or l2 \(`norm`"):
       make_attacks("jsma", LInfinity(0.1))
     for name in ("ddn", "cw-l2", "l-bfgs"):
       self.assertEqual(make_attacks(name, L2(1.0))[name].ball, L2(1.0))
-      with self.assertRaisesRegex(UserError, "l2 norm"):
+      with self.assertRaisesRegex(UserError, r"ball in l2 \(`norm=l2`"):
         make_attacks(name, LInfinity(0.1))
 
   def test_what_each_name_stands_for(self):

@@ -20,8 +20,10 @@ from workers import run_workers
 # epochs; then a step, of training or of evaluation, that never ends.
 CODE = """
 import sys, time
-import tensorflow as tf
-from dat_tf.workers import watchdog
+from dat_tf.compat import quiet
+with quiet():
+  import tensorflow as tf
+  from dat_tf.workers import watchdog
 
 class Clock:
   now = 0.0
