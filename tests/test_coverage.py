@@ -7,10 +7,12 @@ import pathlib
 import unittest
 
 import tensorflow as tf
+from config_case import needs
 
 from dat_tf import attacks, communication, objectives, optimizers
 from dat_tf import config as config_lib
 from dat_tf.attacks import Iterative, Scheduled, TrainingPass, registry
+from dat_tf.config.declaring import declarations
 from dat_tf.models import registry as networks
 from dat_tf.objectives import Objective
 from dat_tf.objectives.objective import Wrapper
@@ -43,6 +45,11 @@ def network():
 
 
 class CoverageTest(unittest.TestCase):
+  def named(self, offered, made, registry):
+    """Whether the names of a registry make all classes that a room offers."""
+    for one in offered - made:
+      self.fail(f"No name in {registry} makes {one.__name__}: give it one.")
+
   def test_attacks_of_training(self):
     """By their names they all meet in tests/objectives/test_conformance.py."""
     trained = config_lib.Trained(network(), SHAPE, 3)
@@ -53,7 +60,7 @@ class CoverageTest(unittest.TestCase):
     made.add(type(config_lib.make_attack(parse(steps_growing_epochs=1), trained)))
     one_call = {attacks.PGD, attacks.NFGSM, attacks.WRM}
     offered = public(attacks, Scheduled, TrainingPass) | one_call
-    self.assertEqual(made - {type(None)}, offered)
+    self.named(offered, made, "dat_tf/config/attacks.py")
 
   def test_attacks_of_evaluation(self):
     """By their names they all meet in tests/attacks/test_conformance.py."""
@@ -65,32 +72,37 @@ class CoverageTest(unittest.TestCase):
       for one in registry.make_attacks(name, ball, source=tf.identity).values()
     }
     made |= {type(make(BALLS[1])) for make in registry._L2_ONLY.values()}
-    self.assertEqual(made, public(attacks, Iterative))
+    self.named(public(attacks, Iterative), made, "dat_tf/attacks/registry.py")
 
   def test_objectives(self):
     """By their names they all meet in tests/objectives/test_conformance.py."""
     made = set()
     for name, record in config_lib.OBJECTIVES.items():
-      more = {} if record.attacked else {"attack": "none"}
-      more |= {"epsilon_growing_epochs": 1} if record.certified else {}
-      made.add(type(config_lib.make_objective(parse(objective=name, **more), 3)))
+      made.add(
+        type(config_lib.make_objective(parse(objective=name, **needs(record)), 3))
+      )
     for more in (
       {"attack": "none"},
       {"unlabeled_data": "u"},
       {"weight_perturbation": 1},
     ):
       made.add(type(config_lib.make_objective(parse(**more), 3)))
-    self.assertEqual(made, public(objectives, Objective, Wrapper))
+    offered = public(objectives, Objective, Wrapper)
+    self.named(offered, made, "dat_tf/config/objectives.py")
 
-  def test_optimizers_and_quantizers(self):
+  def test_optimizers(self):
     optimizer = tf.keras.optimizers.legacy.Optimizer
     made = {
       type(config_lib.make_optimizer(parse(optimizer=name), network(), 3))
-      for name in ("lamb", "lars", "sgd")
+      for name in declarations(config_lib.Settings)["optimizer"].options
     }
-    self.assertEqual(made, public(optimizers, optimizer))
-    quantizers = [n for n in communication.__all__ if n.endswith("Quantizer")]
-    self.assertCountEqual(quantizers, ["Quantizer", "BucketQuantizer"])
+    self.named(public(optimizers, optimizer), made, "dat_tf/config/optimizers.py")
+
+  def test_quantizers(self):
+    path = HERE / "communication" / "test_quantizers.py"
+    for name in communication.__all__:
+      if name.endswith("Quantizer") and name not in path.read_text():
+        self.fail(f"No test in {path.name} is of {name}: add one.")
 
   def test_networks(self):
     """One of each kind is built; the others differ in depth or activation."""
@@ -100,7 +112,30 @@ class CoverageTest(unittest.TestCase):
     for name, make in networks._OWN.items():
       kinds.setdefault(getattr(make, "func", make), []).append(name)
     for names in kinds.values():
-      self.assertTrue(any(f'"{name}' in text for name in names), names)
+      if not any(f'"{name}' in text for name in names):
+        self.fail(f"No test in tests/models builds any of {', '.join(names)}: add one.")
+
+  def test_help_names_all(self):
+    """It is written by hand, for the registries import TensorFlow."""
+    declared = declarations(config_lib.Settings)
+    attacks_by_name = {**registry._ALONE, **registry._SUITES, **registry._L2_ONLY}
+    for setting, names in (("model", networks._OWN), ("attacks", attacks_by_name)):
+      for name in names:
+        if name.removesuffix("_swish") not in declared[setting].help:
+          self.fail(
+            f"The help of --{setting}, in dat_tf/config, does not name {name}: add it."
+          )
+
+  def test_each_method_has_a_flagfile(self):
+    """So that benchmarks/methods.py measures a row of each."""
+    used = set()
+    paths = {*(HERE.parent / "flags" / "methods").glob("*.flags")}
+    for path in paths - {HERE.parent / "flags/methods/common.flags"}:
+      settings = config_lib.parse(["", f"--flagfile={path}", "--test_data=b"])
+      used |= {settings.attack, settings.objective}
+    for name in (*config_lib.ATTACKS, *config_lib.OBJECTIVES):
+      if name not in used:
+        self.fail(f"No flagfile in flags/methods is of {name}: add {name}.flags.")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,11 @@ class AllReduce(Protocol):
     ...
 
   def bytes_sent(self, variables: Sequence[tf.Variable], num_workers: int) -> int:
-    """Payload of one call for the gradients of these variables: what a worker sends."""
+    """Bytes of payload that a worker sends in one call for these variables' gradients.
+
+    Computed from the shapes of the variables, not measured. What the network adds to
+    the payload is not counted.
+    """
     ...
 
 

@@ -41,6 +41,7 @@ class Option:
     name: the value.
     help: what it stands for, in a few words; empty if the name says it.
     own: settings that play a part where it is chosen, and not with every other option.
+      One that options of two settings own plays a part beside either.
   """
 
   name: str
@@ -195,7 +196,7 @@ class Declaration:
   Attributes:
     parser: reads its values.
     default: as people write it; None if there is none.
-    help: what it means; one that is a function is called when help is printed.
+    help: what it means.
     may_change: whether a later run in the same model_dir may have another value.
     options: what each value of a choice stands for.
   """
@@ -424,7 +425,10 @@ class Late:
     self._name = name
 
   def __getattr__(self, name: str) -> Any:
-    return getattr(importlib.import_module(self._name), name)
+    room = importlib.import_module(self._name)
+    if not hasattr(room, name):  # a module of the room that it does not import itself
+      importlib.import_module(f"{self._name}.{name}")
+    return getattr(room, name)
 
 
 def loaded(name: str, flag: str) -> Callable[..., Any]:
