@@ -42,11 +42,14 @@ test: $(VENV)/.test ## run the tests, except the long ones; with STACK=nightly t
 test-quick: $(VENV)/.test ## run the tests that another TensorFlow is most likely to break
 	@$(PYTEST) -m "not long" $(QUICK) $(ARGS)
 
-test-methods: $(VENV)/.test ## run each method on two workers, attacks with a known end, whole evaluations, a wheel
+test-methods: $(VENV)/.test ## run each method on two workers, attacks with a known end, whole runs, a wheel
 	@$(PYTEST) -m long $(ARGS) \
-	  tests/objectives/test_conformance.py::ConformanceTest \
+	  tests/objectives/test_conformance.py::ConformanceTest tests/attacks \
 	  tests/evaluation/test_robustness.py::LinearTest \
 	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py \
+	  tests/program/test_semi_supervised.py tests/program/test_program_options.py \
+	  tests/program/test_secrets.py tests/program/test_lost_workers.py \
+	  tests/test_distributed.py::RecordsTest \
 	  tests/test_packaging.py tests/test_contributing.py tests/test_docs.py
 
 test-stacks: $(VENV)/.test ## run what moves between the stacks (make install STACK=modern first)

@@ -313,6 +313,7 @@ class SilenceTest(tf.test.TestCase):
     self.assertEqual(run_workers(_freeze_one, 2), [1, 1])
 
 
+@pytest.mark.long
 class RecordsTest(tf.test.TestCase):
   def test_unequal_shards_train_and_each_test_image_counts_once(self):
     directory = self.get_temp_dir()

@@ -53,6 +53,7 @@ class LostWorkerTest(ProgramCase):
     flags = {**self.flags, "model_dir": self.folder / "a", "epochs": 10_000}
     self.lose(flags, signal.SIGKILL, "training: ")
 
+  @pytest.mark.long
   def test_killed_in_evaluation(self):
     flags = {**self.flags, "model_dir": self.folder / "b"}
     self.assert_good(run_dat({**flags, "mode": "train"}))

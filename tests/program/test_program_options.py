@@ -10,6 +10,7 @@ import shutil
 import socket
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from program_case import (
   TEST,
@@ -192,6 +193,7 @@ class EarlyStoppedTest(ProgramCase):
     )
 
 
+@pytest.mark.long
 class InitializedTest(ProgramCase):
   """Transfer learning: a second run begins with the weights of a first."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from program_case import ProgramCase, contents, run_dat
 
 SECRET = "hunter2-f31c9d"
 
 
+@pytest.mark.long
 class SecretsTest(ProgramCase):
   def test_a_run_keeps_nothing_of_its_environment(self):
     model_dir = self.folder / "run"

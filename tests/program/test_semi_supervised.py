@@ -92,6 +92,7 @@ class SemiSupervisedTest(FolderCase):
     self.assertEqual(one, three)
     self.assertIn(None, self.labels_of(one))
 
+  @pytest.mark.long
   def test_soft_labels_and_consistency_train_on_two_workers(self):
     self.label("soft", 1, pseudo_labels="soft", confidence_threshold=0.3)
     student = self.folder / "student"
