@@ -37,7 +37,8 @@ _NOTHING = re.compile(rb"(?!)")
 # its device and its first use. Versions: all, with other words. Waits for a log level
 # that tells these from warnings.
 NOISE = re.compile(
-  rb"Unable to register cu\w+ factory|oneDNN custom operations|cpu_feature_guard"
+  rb"Unable to register cu\w+ factory|computation placer already registered"
+  rb"|oneDNN custom operations|cpu_feature_guard"
   rb"|To enable the following instructions|Could not find cuda drivers|TF-TRT Warning"
   rb"|Input of GeneratorDatasetOp::Dataset will not be optimized"
   rb"|log messages before absl::InitializeLog|XLA service|StreamExecutor device"
