@@ -347,6 +347,27 @@ loss falls from {figures["first_loss"]:.2f} to {figures["last_loss"]:.2f} in
 which the flagfile named then; it names `imagenet_resnet50` now."""
 
 
+def hostile_input(figures: dict[str, Any]) -> str:
+  rows = [
+    {"inputs that": title, "": f"{figures[key]:,}"}
+    for title, key in (
+      ("were refused in one line", "refused"),
+      ("were taken", "accepted"),
+      ("ended in a traceback or by a signal", "tracebacks"),
+      ("took more than a minute", "hangs"),
+      ("needed more than 1 GiB", "over_memory"),
+      ("wrote outside of their folder", "written_outside"),
+      ("were taken although they are broken", "accepted_broken"),
+    )
+  ]
+  return f"""\
+Archives, records, models, flagfiles, TF_CONFIG and the files of a run, damaged or made
+to do harm: {figures["inputs"]:,} inputs, {figures["programs"]} of them through the
+programs themselves.
+
+{table(rows)}"""
+
+
 def methods(figures: dict[str, Any]) -> str:
   names = [key.removesuffix("_pgd_50") for key in figures if key.endswith("_pgd_50")]
   count = figures["autoattack_examples"]
@@ -479,6 +500,7 @@ SECTIONS = (
   ),
   ("Methods", "methods", "benchmarks/methods.py", methods),
   ("Attacks", "attacks", "benchmarks/attacks.py", attacks),
+  ("Hostile input", "fuzz", "benchmarks/fuzz.py", hostile_input),
   ("ImageNet's path", "resnet50", "benchmarks/resnet50.py", resnet50),
   (
     "Small tensors",
