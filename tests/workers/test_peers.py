@@ -21,7 +21,7 @@ from dat_tf.workers import peers
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 MEET = """
-import sys, time
+import signal, sys, time
 from dat_tf.base import errors
 from dat_tf.workers import peers
 peers._FIRST_WORD = 0.2
@@ -29,6 +29,8 @@ peers._FIRST_WORD = 0.2
 def main(argv):
   peers.meet(argv[1].split(","), int(argv[2]), float(argv[3]))
   print("met", flush=True)
+# Ignored in what a script has started in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv))
 """
 # A server that speaks first, as gRPC's does, whose process can be stopped.
