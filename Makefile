@@ -47,9 +47,7 @@ test-methods: $(VENV)/.test ## run each method on two workers, attacks with a kn
 	  tests/objectives/test_conformance.py::ConformanceTest tests/attacks \
 	  tests/evaluation/test_robustness.py::LinearTest \
 	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py \
-	  tests/program/test_semi_supervised.py tests/program/test_program_options.py \
-	  tests/program/test_secrets.py tests/program/test_lost_workers.py \
-	  tests/test_distributed.py::RecordsTest \
+	  tests/program tests/test_distributed.py::RecordsTest \
 	  tests/test_packaging.py tests/test_contributing.py tests/test_docs.py
 
 test-stacks: $(VENV)/.test ## run what moves between the stacks (make install STACK=modern first)

@@ -9,6 +9,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
@@ -38,6 +39,7 @@ def scalar_model(value):
 
 
 class KerasTest(tf.test.TestCase):
+  @pytest.mark.long
   def test_an_export_opens_without_the_package_and_gives_the_same_logits(self):
     folder = tempfile.mkdtemp(dir=self.get_temp_dir())
     networks = {

@@ -18,6 +18,7 @@ from program_case import ROOT, STEPS, ProgramCase, contents, results, run_all, r
 from dat_tf.data import writing
 
 
+@pytest.mark.long
 class LostWorkTest(ProgramCase):
   @classmethod
   def setUpClass(cls):
@@ -111,7 +112,6 @@ class LostWorkTest(ProgramCase):
       time.sleep(0.1)
     return process
 
-  @pytest.mark.long
   def test_a_second_run_is_refused_and_a_removed_directory_told(self):
     process = self.start("two")
     second = run_dat({**self.flags, "seed": 3, "model_dir": self.folder / "two"})
@@ -122,7 +122,6 @@ class LostWorkTest(ProgramCase):
     self.assertEqual(process.returncode, 2, errors)
     self.assertRegex(errors.splitlines()[-1], r"\Arun_dat.py: .*lock.* was removed")
 
-  @pytest.mark.long
   def test_a_full_disc_leaves_the_newest_checkpoint_good(self):
     disc = self.folder / "disc"
     disc.mkdir()

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 import tensorflow as tf
 
 from dat_tf.data import writing
@@ -59,6 +60,7 @@ def _run():
   print(json.dumps(left))
 
 
+@pytest.mark.long
 class ObjectStoreTest(tf.test.TestCase):
   def test_everything_works_there(self):
     done = subprocess.run(
