@@ -84,7 +84,7 @@ _COLOR = flags.DEFINE_integer("color_images", 200, "In color.", lower_bound=0)
 
 LINF, SQUARED = 0.1, 1.5
 # In color: radii for images of three channels, and images of training.
-COLOR_BALLS, COLOR_TRAINED = {"l2": L2(1.5), "l1": L1(25.0)}, 20_000
+COLOR_BALLS, COLOR_TRAINED = {"l2": L2(0.5), "l1": L1(8.0)}, 20_000
 # Our name and norm of what the peers' script calls so.
 ATTACKS = {
   "apgd_ce": ("apgd-ce", LInfinity(LINF)),
@@ -204,7 +204,7 @@ def color_network(rng: np.random.Generator) -> tf.keras.Model:
   images, labels = read_records(_TRAIN_DATA.value, COLOR_TRAINED)
   model = AdversarialModel(
     make_model("small_cnn", (*images.shape[1:3], 3), 10),
-    PGD(COLOR_BALLS["l2"], 0.5, 5),
+    PGD(COLOR_BALLS["l2"], 0.2, 5),
   )
   model.compile(optimizer=LAMB(WarmupDecay(0.02, 50, decay="cosine", total_steps=312)))
   data = tf.data.Dataset.from_tensor_slices((in_color(images, rng), labels))

@@ -343,8 +343,7 @@ def resnet50(figures: dict[str, Any]) -> str:
 {figures["global_batch_size"]} images a step on {figures["num_workers"]} workers: the
 loss falls from {figures["first_loss"]:.2f} to {figures["last_loss"]:.2f} in
 {figures["steps"]} steps of {figures["seconds_per_step"]:.1f} s; the larger worker took
-{figures["peak_memory_gb"]:.1f} GB at its peak. It was measured with Keras' ResNet50,
-which the flagfile named then; it names `imagenet_resnet50` now."""
+{figures["peak_memory_gb"]:.1f} GB at its peak."""
 
 
 def hostile_input(figures: dict[str, Any]) -> str:
@@ -403,8 +402,7 @@ timed in turns, as in the last epoch. `row` is all the time that a row took: tra
 and evaluation, with two starts of the program. `gradalign` is `fgsm_from_image` with a
 guard against its collapse; these two and `yopo` train on adversarial images alone.
 `crown_ibp` was timed with its linear bounds, which the last fifth of its training does
-without. `llr` was measured with 2 steps of half of epsilon; its flagfile has 10 of
-epsilon now.
+without.
 
 {table(rows)}
 
