@@ -12,7 +12,6 @@ model.fit(dataset, epochs=10)
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, Optional, Union
 
@@ -36,6 +35,7 @@ from dat_tf.compat import keras
 from dat_tf.data import examples
 from dat_tf.models import batch_norm
 from dat_tf.models.averaging import WeightAverage
+from dat_tf.models.view import attacked_view
 from dat_tf.objectives import (
   AdversarialTraining,
   Batch,
@@ -88,6 +88,7 @@ class AdversarialModel(keras.Model):
     all_reduce: Optional[AllReduce] = None,
     evaluation_attack: Optional[Attack] = None,
     attack_in_training_mode: bool = False,
+    attack_precision: str = "float32",
     seed: int = 0,
     prepare: Optional[Callable[[Batch], Batch]] = None,
     accumulation: int = 1,
@@ -107,6 +108,8 @@ class AdversarialModel(keras.Model):
       evaluation_attack: the attack of `evaluate`; as in training unless given.
       attack_in_training_mode: attack with batch-norm in training mode, which also
         updates its statistics. The default attacks the network as it will be used.
+      attack_precision: `float32`, or `bfloat16`, in which the network is attacked in
+        training (`models.view`); all else is done in the network's own precision.
       seed: of all random starts, at least 0.
       prepare: changes each batch of training first (`dat_tf.objectives.mixing`).
       accumulation: number of equal parts of a replica's batch that go through attack
@@ -143,10 +146,11 @@ class AdversarialModel(keras.Model):
       self._attack_and_differentiate = InParts(
         self._attack_and_differentiate, accumulation
       )
-    self._min_max = MinMax(
-      objective or (AdversarialTraining() if attack else CleanTraining()),
-      functools.partial(classifier, training=attack_in_training_mode),
-      self._differentiate,
+    self._objective = objective or (
+      AdversarialTraining() if attack else CleanTraining()
+    )
+    self._attacked = attacked_view(
+      classifier, attack_precision, training=attack_in_training_mode
     )
     self._prepare = prepare or (lambda batch: batch)
     self._seed, self._clip_norm = seed, clip_norm
@@ -166,7 +170,7 @@ class AdversarialModel(keras.Model):
   @property
   def objective(self) -> Objective:
     """What training minimises."""
-    return self._min_max.objective
+    return self._objective
 
   def compile(
     self, optimizer: keras.optimizers.legacy.Optimizer, **kwargs: Any
@@ -202,9 +206,10 @@ class AdversarialModel(keras.Model):
     """One step on this replica's data; returns the means over the epoch so far."""
     step = self.optimizer.iterations
     batch = self._prepare(self._unpack(data, step))
+    min_max = MinMax(self.objective, self._attacked(), self._differentiate)
     with batch_norm.warmed_up_momentum(self.classifier, step):
       # max over the perturbations, then the gradient at the images that it leads to
-      done = self._attack_and_differentiate(batch, self._min_max)
+      done = self._attack_and_differentiate(batch, min_max)
     sums = _sums(batch, done.loss, *done.evaluated[1:])
     gradients = self._clipped(done.gradients, batch)
     # Quantized or not; the sums travel with the gradients.

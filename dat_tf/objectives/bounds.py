@@ -24,7 +24,8 @@ from typing import Any, Callable, NamedTuple, Protocol
 import tensorflow as tf
 
 from dat_tf.base.errors import UserError
-from dat_tf.compat import keras, layer_and_inputs
+from dat_tf.compat import keras
+from dat_tf.models.graph import NoGraphError, follow
 
 layers = keras.layers
 
@@ -305,8 +306,6 @@ def _steps(model: keras.Model) -> list[_Step]:
     return len(steps)
 
   def add_layer(layer: Any, inputs: list[int]) -> int:
-    if isinstance(layer, keras.Model):
-      return add_model(layer, inputs)
     if layer.compute_dtype != "float32":
       raise UserError(
         f"The layer {layer.name} computes in {layer.compute_dtype}, too coarse for "
@@ -329,23 +328,13 @@ def _steps(model: keras.Model) -> list[_Step]:
       f"{', '.join(names)}: choose a network of those, such as plain_cnn."
     )
 
-  def add_model(network: keras.Model, inputs: list[int]) -> int:
-    if not network.inputs:
-      raise UserError(
-        f"There are no bounds for the network {network.name}, which is no graph of "
-        "layers: choose a functional one, such as plain_cnn."
-      )
-    numbers = {id(x): number for x, number in zip(network.inputs, inputs)}
-
-    def number_of(tensor: Any) -> int:
-      if id(tensor) not in numbers:
-        layer, before = layer_and_inputs(tensor)
-        numbers[id(tensor)] = add_layer(layer, [number_of(x) for x in before])
-      return numbers[id(tensor)]
-
-    return number_of(network.outputs[0])
-
-  add_model(model, [0])
+  try:
+    follow(model, add_layer)
+  except NoGraphError as error:
+    raise UserError(
+      f"There are no bounds for the network {error}, which is no graph of layers: "
+      "choose a functional one, such as plain_cnn."
+    ) from None
   return steps
 
 
