@@ -138,6 +138,7 @@ class AdversarialModel(keras.Model):
     self._attack = attack
     self.all_reduce = all_reduce or MeanAllReduce()
     self.evaluation_attack = evaluation_attack
+    self.attack_precision = attack_precision
     self.average = average
     self._attack_and_differentiate = training_pass_of(attack)
     if jit_compile:

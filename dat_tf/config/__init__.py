@@ -17,6 +17,7 @@ from dat_tf.config.objectives import (
   make_attack,
   make_objective,
   make_preparation,
+  needs_exact_attack,
   training_objective,
 )
 from dat_tf.config.optimizers import make_optimizer
@@ -52,6 +53,7 @@ __all__ = [
   "make_objective",
   "make_optimizer",
   "make_preparation",
+  "needs_exact_attack",
   "parse",
   "save",
   "to_text",

@@ -188,6 +188,8 @@ def _none_refuses(settings: Settings) -> Refusals:
 
 
 _STEPS = ("step_size", "attack_steps")
+# These follow the direction of a gradient, which bfloat16 gives well enough.
+_ASCENT = (*_STEPS, "attack_precision")
 _GROWING = ("steps_growing_epochs", "epsilon_growing_epochs")
 
 ATTACKS = options(
@@ -195,7 +197,7 @@ ATTACKS = options(
   TrainingAttack(
     "fgsm",
     "one step from a random start",
-    _STEPS,
+    _ASCENT,
     _pgd,
     steps=1,
     step_size=lambda epsilon, steps: 1.25 * epsilon,
@@ -204,7 +206,7 @@ ATTACKS = options(
   TrainingAttack(
     "nfgsm",
     "one step from strong noise",
-    _STEPS,
+    _ASCENT,
     lambda s, trained: attacks.NFGSM(s.epsilon),
     steps=1,
     step_size=lambda epsilon, steps: epsilon,
@@ -213,32 +215,32 @@ ATTACKS = options(
   TrainingAttack(
     "bim",
     "pgd from the image itself",
-    (*_STEPS, *_GROWING),
+    (*_ASCENT, *_GROWING),
     lambda s, trained: _growing(s, trained, start=attacks.from_image),
     starts_at_image=True,
   ),
   TrainingAttack(
     "pgd",
     "projected gradient ascent from a random start",
-    (*_STEPS, *_GROWING),
+    (*_ASCENT, *_GROWING),
     _growing,
   ),
   TrainingAttack(
     "momentum_pgd",
     "pgd along an average of its gradients",
-    _STEPS,
+    _ASCENT,
     lambda s, trained: _pgd(s, trained, direction=attacks.Momentum()),
   ),
   TrainingAttack(
     "dynamic_pgd",
     "pgd that stops once it has converged well enough",
-    (*_STEPS, "convergence"),
+    (*_ASCENT, "convergence"),
     _dynamic_pgd,
   ),
   TrainingAttack(
     "warm_start_pgd",
     "pgd from where the example's attack ended an epoch before",
-    _STEPS,
+    _ASCENT,
     lambda s, trained: attacks.WarmStart(_pgd(s, trained), trained.batch_shape[1:]),
     refuses=_warm_start_refuses,
   ),
@@ -291,7 +293,7 @@ def training_attack(name: str) -> TrainingAttack:
   if name in ATTACKS:
     return ATTACKS[name]
   return TrainingAttack(
-    name, own=_STEPS, make=lambda s, trained: loaded(name, "attack")(s, trained)
+    name, own=_ASCENT, make=lambda s, trained: loaded(name, "attack")(s, trained)
   )
 
 
@@ -346,6 +348,15 @@ class AttackSettings:
   )
   attack_in_training_mode: bool = switch(
     "Attack with batch-norm in training mode instead of inference mode."
+  )
+  attack_precision: str = choice(
+    "float32",
+    options(
+      Option("float32"),
+      Option("bfloat16", "faster where the processor or the GPU has it"),
+      Option("auto", "bfloat16 if it is faster here, and exact enough for the attack"),
+    ),
+    "Arithmetic of the network as it is attacked in training.",
   )
 
 

@@ -330,6 +330,20 @@ class ObjectiveSettings:
   )
 
 
+def needs_exact_attack(settings: Settings) -> str:
+  """What keeps the attack of training from bfloat16; empty if nothing does."""
+  objective = training_objective(settings.objective)
+  if objective.gain:
+    return f"--objective={objective.name} attacks a small difference of losses"
+  if settings.attack_in_training_mode:
+    return "--attack_in_training_mode attacks the network as it is trained"
+  if settings.precision != "float32":
+    return f"--precision={settings.precision} attacks in bfloat16 already"
+  if "attack_precision" not in training_attack(settings.attack).own:
+    return f"--attack={settings.attack} needs float32"
+  return ""
+
+
 def resolved(settings: Settings) -> dict[str, Any]:
   """Settings that follow from the objective, where they were not given."""
   objective = training_objective(settings.objective)
@@ -402,6 +416,11 @@ def contradictions(settings: Settings) -> Refusals:
     settings.weight_perturbation and settings.jit_compile,
     "--jit_compile cannot compile --weight_perturbation, which moves each replica's "
     "weights: drop one of them.",
+  )
+  exact = needs_exact_attack(settings)
+  yield (
+    settings.attack_precision == "bfloat16" and exact,
+    f"--attack_precision=bfloat16 does not go with what is attacked: {exact}. Drop it.",
   )
   semi_supervised = settings.unlabeled_data and settings.trains
   yield (

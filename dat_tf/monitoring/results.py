@@ -52,6 +52,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
   "evaluated_with": _are_texts,
   "norm": lambda value: value in ("linf", "l2", "l1"),
   "fingerprint": lambda value: isinstance(value, str),
+  "attack_precision": lambda value: value in ("float32", "bfloat16"),
   "epsilon": _is_number,
   "train_seconds": _is_number,
   "examples_per_second": _is_number,

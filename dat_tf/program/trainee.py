@@ -11,12 +11,15 @@ from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.base.errors import UserError
 from dat_tf.communication import QuantizedAllReduce, quantizers
 from dat_tf.compat import keras
-from dat_tf.models import make_model, transfer
+from dat_tf.models import make_model, precision, transfer
 from dat_tf.objectives import bounds
 from dat_tf.program import exporting
 from dat_tf.program.checkpointing import Checkpoints, copy_weights
 from dat_tf.program.early_stopping import EarlyStopping
 from dat_tf.workers.joined import Workers
+
+# How many times as fast bfloat16 must be for its rounding to be worth while.
+_WORTH_WHILE = 1.1
 
 
 class Trainee:
@@ -115,6 +118,40 @@ class Trainee:
       exporting.export(self.plain, self._config.directory.export)
 
 
+def _attack_precision(
+  config: config_lib.Settings, workers: Workers, batch_shape: tuple[int, ...]
+) -> str:
+  """The arithmetic in which training attacks the network, alike on all workers.
+
+  Raises:
+    UserError: bfloat16 was asked for, and a worker's machine cannot do it.
+  """
+  wanted = config.attack_precision
+  if wanted == "auto" and config_lib.needs_exact_attack(config):
+    wanted = "float32"
+  if not config.trains or wanted == config.precision == "float32":
+    return "float32"
+  flag = "precision" if wanted == "float32" else "attack_precision"
+  reason, speedup = "", 0.0
+  try:
+    speedup = precision.speedup(
+      config.model, batch_shape, config.num_classes, getattr(config, flag)
+    )
+  except precision.NoBfloat16Error as error:
+    reason = str(error)
+  reasons = list(filter(None, workers.texts(reason)))
+  if wanted == "auto":
+    # All wait for the slowest.
+    slowest = -workers.largest(-round(100 * speedup)) / 100
+    wanted = "bfloat16" if slowest > _WORTH_WHILE and not reasons else "float32"
+    if workers.is_chief:
+      why = reasons[0] if reasons else f"bfloat16 is {slowest:.2f} times as fast here"
+      print(f"The attack computes in {wanted}: {why}.")
+  elif reasons:
+    raise UserError(f"--{flag}={getattr(config, flag)}: {reasons[0]}: choose float32.")
+  return wanted
+
+
 def build_model(
   config: config_lib.Settings,
   workers: Workers,
@@ -150,6 +187,7 @@ def build_model(
       all_reduce=all_reduce,
       evaluation_attack=config_lib.make_evaluation_attack(config),
       attack_in_training_mode=config.attack_in_training_mode,
+      attack_precision=_attack_precision(config, workers, batch_shape),
       seed=config.seed,
       prepare=config_lib.make_preparation(config),
       accumulation=config.accumulation,

@@ -48,6 +48,7 @@ def train(run: Run, trainee: Trainee) -> None:
     "global_batch_size": config.global_batch_size,
     "num_workers": run.workers.cluster.num_workers,
     "parameters": classifier.count_params(),
+    "attack_precision": trainee.model.attack_precision,
     "train_seconds": None,
     "examples_per_second": None,
     "bytes_sent_per_step": trainee.bytes_sent_per_step,

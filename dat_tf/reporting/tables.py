@@ -104,6 +104,13 @@ def communication_table(runs: Sequence[RunRecord]) -> Optional[Table]:
     )
     return f"{sent / full:.3f}" if sent is not None and full else ""
 
+  def precisions(run: RunRecord) -> str:
+    trained, attacked = (
+      run.settings.get("precision"),
+      run.results.get("attack_precision"),
+    )
+    return f"{trained}, {attacked}" if trained and attacked else ""
+
   def all_reduce(run: RunRecord) -> str:
     name = run.settings.get("all_reduce", "")
     quantized = name in ("auto", "one_sided", "two_sided")
@@ -114,6 +121,7 @@ def communication_table(runs: Sequence[RunRecord]) -> Optional[Table]:
     ("All-reduce", all_reduce),
     ("Images of a step", figure("global_batch_size")),
     ("Images a second", figure("examples_per_second", digits=1)),
+    ("Precision of training, and of its attack", precisions),
     ("Sent by a worker in a step", figure("bytes_sent_per_step", " bytes")),
     ("as part of fp32's", part_of_fp32),
     ("From last gradient to last mean", median("reduction_ms", "{:.1f} ms")),

@@ -113,6 +113,19 @@ class PairsTest(parameterized.TestCase):
     ("augmentation", {"attack": "warm_start_pgd", "augmentation": "pad_crop_flip"}),
     ("mixing", {"attack": "warm_start_pgd", "mixing": "mixup"}),
     ("data_service", {"attack": "warm_start_pgd", "data_service": "host:5050"}),
+    ("attack_precision", {"attack": "wrm", "attack_precision": "bfloat16"}),
+    ("attack_precision", {"attack": "free", "attack_precision": "bfloat16"}),
+    ("attack_precision", {"attack": "none", "attack_precision": "bfloat16"}),
+    ("attack_precision", {"objective": "llr", "attack_precision": "bfloat16"}),
+    ("attack_precision", {"objective": "ig_norm", "attack_precision": "bfloat16"}),
+    (
+      "attack_precision",
+      {"attack_in_training_mode": "true", "attack_precision": "bfloat16"},
+    ),
+    (
+      "attack_precision",
+      {"precision": "mixed_bfloat16", "attack_precision": "bfloat16"},
+    ),
     ("layer_decay", {"layer_decay": 0}),
     ("layer_decay", {"attack": "yopo", "layer_decay": 0, "initialize_from": "r"}),
     ("unlabeled_data", {"objective": "trades", "unlabeled_data": "u"}),
@@ -193,6 +206,9 @@ class PairsTest(parameterized.TestCase):
   def test_settings_that_go_together(self):
     certified = {"objective": "ibp", "attack": "none", "epsilon_growing_epochs": 2}
     parse(**certified, weight_perturbation=0.01)
+    parse(objective="llr", attack_precision="auto")
+    parse(precision="mixed_bfloat16", attack_precision="auto")
+    parse(objective="trades", attack_precision="bfloat16")
     parse(attack="bim", steps_growing_epochs=2, epsilon_growing_epochs=1)
     parse(attack="fgsm", gradient_alignment=0.2, weight_perturbation=0.01)
     parse(objective="trades", unlabeled_data="u", mode="evaluate")
