@@ -160,6 +160,7 @@ def build_model(
 ) -> AdversarialModel:
   """The distributed model, compiled; nothing is restored yet."""
   batch_shape = config.global_batch_size // workers.num_replicas, *image_shape
+  attacked_in = _attack_precision(config, workers, batch_shape)
   scope = workers.strategy.scope
   if config.jit_compile:
     with compat.quiet():
@@ -187,7 +188,7 @@ def build_model(
       all_reduce=all_reduce,
       evaluation_attack=config_lib.make_evaluation_attack(config),
       attack_in_training_mode=config.attack_in_training_mode,
-      attack_precision=_attack_precision(config, workers, batch_shape),
+      attack_precision=attacked_in,
       seed=config.seed,
       prepare=config_lib.make_preparation(config),
       accumulation=config.accumulation,

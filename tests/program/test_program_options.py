@@ -40,7 +40,7 @@ class QuantizedTest(ProgramCase):
     average = {"weight_average": "exponential", "average_decay": 0.5}
     runs = {
       "feedback": {**fast, **feedback},
-      "auto": {**fast, "all_reduce": "auto", "bits": 4},
+      "auto": {**fast, "all_reduce": "auto", "bits": 4, "attack_precision": "auto"},
       "fp16": {
         **fast,
         **average,
@@ -94,9 +94,14 @@ class QuantizedTest(ProgramCase):
     self.assertLen(trained, 1)
     self.assertNotAllClose(trained[0], model.layers[-1].kernel)
 
+  def test_auto_says_in_what_it_attacks(self):
+    said = re.search(r"The attack computes in (\w+): .+\.\n", self.runs["auto"].stdout)
+    chosen = results(self.folder / "auto")["attack_precision"]
+    self.assertEqual(said[1], chosen)
+
   def test_auto_says_what_it_chose(self):
     figure = r"(\d\S*) ms"
-    found = re.fullmatch(
+    found = re.search(
       rf"--all_reduce=auto: fp32 {figure}, two_sided {figure} a step; (\S+) it is.\n",
       self.runs["auto"].stdout,
     )
