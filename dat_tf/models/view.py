@@ -129,8 +129,13 @@ def attacked_view(
     network as it is; the reason is logged.
 
   Raises:
-    UserError: it is to be in bfloat16, and has no view.
+    UserError: no such precision; or it is to be bfloat16, and the network has no view.
   """
+  if precision not in ("float32", "bfloat16"):
+    raise UserError(
+      f"A network is attacked in float32 or bfloat16, not in {precision!r} "
+      "(`attack_precision`): choose one of them."
+    )
   if not training:
     try:
       return inference_view(model, tf.as_dtype(precision))

@@ -198,6 +198,12 @@ class Bfloat16Test(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(coarse[0], logits, atol=0.05 * np.abs(logits).max())
     self.assertGreater(np.mean(np.sign(gradient) == np.sign(coarse[1])), 0.9)
 
+  def test_another_precision_is_refused(self):
+    model = make_model("small_cnn", (28, 28, 1), 10)
+    for precision in ("float16", "", None):
+      with self.assertRaisesRegex(UserError, "float32 or bfloat16, not in"):
+        AdversarialModel(model, None, attack_precision=precision)
+
   def test_in_training_mode_there_is_none(self):
     model = make_model("small_cnn", (28, 28, 1), 10)
     with self.assertRaisesRegex(UserError, "training mode"):
