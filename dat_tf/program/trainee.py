@@ -131,12 +131,12 @@ def _attack_precision(
     wanted = "float32"
   if not config.trains or wanted == config.precision == "float32":
     return "float32"
-  flag = "precision" if wanted == "float32" else "attack_precision"
+  flag, form = "attack_precision", "bfloat16"
+  if wanted == "float32":
+    flag, form = "precision", config.precision
   reason, speedup = "", 0.0
   try:
-    speedup = precision.speedup(
-      config.model, batch_shape, config.num_classes, getattr(config, flag)
-    )
+    speedup = precision.speedup(config.model, batch_shape, config.num_classes, form)
   except precision.NoBfloat16Error as error:
     reason = str(error)
   reasons = list(filter(None, workers.texts(reason)))
@@ -148,7 +148,7 @@ def _attack_precision(
       why = reasons[0] if reasons else f"bfloat16 is {slowest:.2f} times as fast here"
       print(f"The attack computes in {wanted}: {why}.")
   elif reasons:
-    raise UserError(f"--{flag}={getattr(config, flag)}: {reasons[0]}: choose float32.")
+    raise UserError(f"--{flag}={form}: {reasons[0]}: choose float32.")
   return wanted
 
 

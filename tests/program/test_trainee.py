@@ -49,7 +49,7 @@ class AttackPrecisionTest(parameterized.TestCase):
   @parameterized.parameters((1.5, 9.0, "bfloat16"), (1.05, 9.0, "float32"))
   def test_auto_takes_what_is_faster(self, ours, theirs, expected):
     found = self.chosen(ours, Worker(theirs), attack_precision="auto")
-    self.assertEqual(found, (expected, ["auto"]))
+    self.assertEqual(found, (expected, ["bfloat16"]))
     found, _ = self.chosen(theirs, Worker(ours), attack_precision="auto")
     self.assertEqual(found, expected)
 
