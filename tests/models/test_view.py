@@ -157,6 +157,32 @@ class FoldingTest(tf.test.TestCase, parameterized.TestCase):
     x = layers.Dense(3)(layers.Flatten()(x))
     self.check(layers.BatchNormalization()(x), inputs, left=1)  # the rescaling
 
+  @parameterized.product(
+    kernel=[(3, 3), (5, 1), (1, 3), (7, 7), (4, 3)],
+    options=[
+      {"padding": "same"},
+      {"padding": "valid"},
+      {"padding": "same", "strides": 2},
+      {"padding": "same", "dilation_rate": 2},
+    ],
+  )
+  def test_the_gradient_of_a_convolution_of_one_channel(self, kernel, options):
+    inputs = tf.keras.Input((9, 8, 1))
+    x = layers.Conv2D(5, kernel, **options)(inputs)
+    model = tf.keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    images = images_for(model, 4)
+    _, expected = with_gradient(lambda x: model(x, training=False), images)
+    _, gradient = with_gradient(inference_view(model)(), images)
+    self.assertAllClose(gradient, expected, rtol=1e-4, atol=1e-6)
+    # The kernel's is not what attacks ask for, but it is right.
+    weights = model.trainable_variables
+    view = inference_view(model)
+    with tf.GradientTape(persistent=True) as tape:
+      ours, theirs = view()(images)[:, 1], model(images)[:, 1]
+    self.assertAllClose(
+      tape.gradient(ours, weights), tape.gradient(theirs, weights), rtol=1e-4, atol=1e-5
+    )
+
   def test_the_weights_of_the_moment(self):
     model = with_statistics(make_model("small_cnn", (28, 28, 1), 10))
     view, images = inference_view(model), images_for(model)
