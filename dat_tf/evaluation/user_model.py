@@ -19,6 +19,7 @@ from dat_tf.base.errors import UserError
 from dat_tf.base.run_directory import RunDirectory
 from dat_tf.evaluation.robustness import finite
 from dat_tf.models import stored
+from dat_tf.models.view import NoViewError, inference_view
 
 # The ranges of pixels that models usually take.
 _USUAL_RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0))
@@ -191,12 +192,12 @@ class UserModel:
     inputs = getattr(model, "inputs", None) or [None]
     if len(inputs) > 1:
       raise self._mistake(f"it has {len(inputs)} inputs", "give one that takes images")
-
-    def call(images: tf.Tensor) -> tf.Tensor:
-      return self._chosen(model(images, training=False))
-
     shape = getattr(inputs[0], "shape", None)
-    return call, None if shape is None else tf.TensorShape(shape)
+    shape = None if shape is None else tf.TensorShape(shape)
+    try:
+      return inference_view(model)(), shape
+    except NoViewError:
+      return lambda images: self._chosen(model(images, training=False)), shape
 
   def _from_signature(
     self, loaded: Any

@@ -24,11 +24,13 @@ def follow(model: keras.Model, add: Callable[[Any, list[int]], int]) -> int:
     The number of the model's output.
 
   Raises:
-    NoGraphError: the model, or one inside it, is a subclass, or has several outputs.
+    NoGraphError: the model, or one inside it, is a subclass, is of another Keras, or
+      has several outputs.
   """
 
   def through(network: keras.Model, inputs: list[int]) -> int:
-    if not network.inputs or len(network.outputs) != 1:
+    is_graph = isinstance(network, keras.Model) and network.inputs
+    if not is_graph or len(network.outputs) != 1:
       raise NoGraphError(network.name)
     numbers = {id(x): number for x, number in zip(network.inputs, inputs)}
 

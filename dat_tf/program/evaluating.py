@@ -15,6 +15,7 @@ from dat_tf.base import files, stack
 from dat_tf.base.errors import UserError, with_flags
 from dat_tf.data import pipeline, records, shards
 from dat_tf.evaluation import Survey, UserModel, checks, outcomes, survey
+from dat_tf.models.view import attacked_view
 from dat_tf.monitoring import Progress, read_results
 from dat_tf.objectives import is_certified
 from dat_tf.program import checkpointing
@@ -163,7 +164,7 @@ def _survey(run: Run, whole: shards.Shard, trainee: Optional[Trainee]) -> Survey
     weights = files.fingerprint(config.model_path)
   else:
     trainee.copy_final_weights()
-    classifier = functools.partial(trainee.plain, training=False)
+    classifier = attacked_view(trainee.plain, "float32", training=False)()
     weights = checkpointing.fingerprint(trainee.plain)
   source_model = _source(config, data)
   if trainee is None and cluster.is_chief:  # now that all mistakes are seen
