@@ -10,6 +10,10 @@ SIGINT and SIGTERM are passed on to the workers. When one worker fails the other
 ended too, for they would wait for it; the launcher then repeats the last lines of the
 one that failed first. Exit code: 0 if all workers ended with 0, else that of the first
 to fail (128 + the signal, if one ended it), or 128 + the signal that was passed on.
+
+With --max_restarts=N all workers are started again after a failure, up to N times, and
+a run goes on from its newest checkpoint. A worker that ends with code 2, a user's
+mistake, is never started again: it would end in the same way.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ import threading
 import time
 import tty
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Callable, NamedTuple, NoReturn, Optional, Union
+from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, Optional, Union
 
 from dat_tf.base.errors import UserError, exit_on_user_error
 
@@ -45,6 +49,7 @@ from dat_tf.base.errors import UserError, exit_on_user_error
 _SIGNAL_GRACE_SECONDS = 10.0
 _FAILURE_GRACE_SECONDS = 2.0
 _LAST_LINES = 20
+_USERS_MISTAKE = 2  # exit code
 # A carriage return ends a line too: progress bars redraw theirs after it.
 _LINE = re.compile(rb"[^\r\n]*\r?\n|[^\r\n]+\r")
 _ERASE_LINE = b"\x1b[K"
@@ -63,6 +68,45 @@ class Outcome(NamedTuple):
 
   exit_code: int
   message: str = ""
+
+  @property
+  def may_go_better(self) -> bool:
+    """Whether a worker failed by something other than a user's mistake."""
+    return bool(self.message) and self.exit_code != _USERS_MISTAKE
+
+
+def launch_again(
+  command: Sequence[str],
+  num_workers: int,
+  output: BinaryIO,
+  *,
+  max_restarts: int = 0,
+  backoff: float = 0.0,
+) -> Outcome:
+  """Runs `launch`, again after each failure that may not come again.
+
+  Args:
+    command: as `launch`'s.
+    num_workers: as `launch`'s.
+    output: as `launch`'s; it is told of each restart, and of the failure before it.
+    max_restarts: how often all workers are started again, at most.
+    backoff: seconds before each restart; a signal that comes meanwhile ends the wait.
+
+  Returns:
+    How the last launch ended, or 128 + the signal that came between two.
+  """
+  signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+  with _signals_put_to(signals):
+    for restart in range(1, max_restarts + 1):
+      outcome = launch(command, num_workers, output)
+      if not outcome.may_go_better:
+        return outcome
+      again = f"All workers start again ({restart} of {max_restarts} times)"
+      output.write(f"{outcome.message}\n{again} after {backoff:g} s.\n".encode())
+      output.flush()
+      with contextlib.suppress(queue.Empty):
+        return Outcome(128 + signals.get(timeout=backoff))
+  return launch(command, num_workers, output)
 
 
 def launch(command: Sequence[str], num_workers: int, output: BinaryIO) -> Outcome:
@@ -223,7 +267,7 @@ class _Worker:
       how = f"was ended by signal {-code} ({signal.strsignal(-code)})"
     else:
       how = f"failed with exit code {code}"
-    if code == 2:
+    if code == _USERS_MISTAKE:
       lines = lines[-1:]
     heading = f"Worker {self._index} {how}; the last it wrote:"
     return Outcome(128 - code if code < 0 else code, "\n".join([heading, *lines]))
@@ -276,7 +320,7 @@ def _chunks(source: int) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _signals_put_to(events: queue.SimpleQueue[Union[_Worker, int]]) -> Iterator[None]:
+def _signals_put_to(events: queue.SimpleQueue[Any]) -> Iterator[None]:
   previous = {
     number: signal.signal(number, lambda received, _: events.put(received))
     for number in (signal.SIGINT, signal.SIGTERM)
@@ -301,7 +345,8 @@ def main(argv: Sequence[str]) -> int:
   split = argv.index("--") if "--" in argv else len(argv)
   parser = _Parser(
     prog="python -m dat_tf.launch",
-    usage="%(prog)s --num_workers=N [--communication=...] -- COMMAND ...",
+    usage="%(prog)s --num_workers=N [--communication=...] [--max_restarts=N] "
+    "[--restart_backoff=SECONDS] -- COMMAND ...",
     description=__doc__.partition("\n")[0],
     allow_abbrev=False,
   )
@@ -313,10 +358,27 @@ def main(argv: Sequence[str]) -> int:
     choices=("auto", "ring", "nccl"),
     help="added to COMMAND: how the workers' collectives travel",
   )
+  parser.add_argument(
+    "--max_restarts",
+    type=int,
+    default=0,
+    help="how often all workers start again after a failure, at most; the default is 0",
+  )
+  parser.add_argument(
+    "--restart_backoff",
+    type=float,
+    default=1.0,
+    metavar="SECONDS",
+    help="how long to wait before the workers start again; the default is 1",
+  )
   options = parser.parse_args(argv[1:split])
   command = list(argv[split + 1 :])
   if options.num_workers < 1:
     parser.error(f"--num_workers={options.num_workers} is below 1")
+  if options.max_restarts < 0:
+    parser.error(f"--max_restarts={options.max_restarts} is below 0")
+  if not 0.0 <= options.restart_backoff < threading.TIMEOUT_MAX:
+    parser.error(f"--restart_backoff={options.restart_backoff:g} is no time to wait")
   if not command:
     parser.error("no command to run")
   if command[0].endswith(".py") and not os.path.isfile(command[0]):
@@ -325,7 +387,13 @@ def main(argv: Sequence[str]) -> int:
     command.insert(0, sys.executable)
   if options.communication:
     command.append(f"--communication={options.communication}")
-  outcome = launch(command, options.num_workers, sys.stdout.buffer)
+  outcome = launch_again(
+    command,
+    options.num_workers,
+    sys.stdout.buffer,
+    max_restarts=options.max_restarts,
+    backoff=options.restart_backoff,
+  )
   if outcome.message:
     print(outcome.message, file=sys.stderr, flush=True)
   return outcome.exit_code

@@ -364,6 +364,58 @@ class CommandLineTest(ScriptTest):
     self.assertEqual((code, output), (7, "[worker 0] why\n"))
     self.assertRegex(error, r"\AWorker 0 .* code 7.*\nwhy\n\Z")
 
+  def restarted(self, text, *options):
+    """Exit code, output and errors; workers know which `launch` it is, from 1."""
+    counted = """
+with open(f"{sys.argv[1]}/{index}", "a") as file:
+  file.write("x")
+  launch = file.tell()
+"""
+    return self.run_launcher(
+      *["--num_workers=2", "--restart_backoff=0.01", *options, "--"],
+      self.script(counted + text),
+      self.directory,
+    )
+
+  def test_all_start_again_after_a_failure(self):
+    script = """
+if index == 1 and launch < 3:
+  print("launch", launch, flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+if launch < 3:
+  wait()
+"""
+    code, output, error = self.restarted(script, "--max_restarts=5")
+    self.assertEqual((code, error), (0, ""))
+    self.assertEqual(open(self.path("1")).read(), "xxx")
+    self.assertIn("Worker 1 was ended by signal 9", output)
+    self.assertIn("\nlaunch 2\nAll workers start again (2 of 5 times) after", output)
+
+  def test_the_last_failure_counts_when_restarts_are_used_up(self):
+    script = (
+      "if index == 0:\n  print('launch', launch)\n  sys.exit(10 + launch)\nwait()"
+    )
+    code, _, error = self.restarted(script, "--max_restarts=2")
+    self.assertEqual(code, 13)
+    self.assertRegex(error, r"\AWorker 0 .* code 13.*\nlaunch 3\n\Z")
+
+  def test_a_mistake_is_not_tried_again(self):
+    script = "if index == 0:\n  print('no such flag')\n  sys.exit(2)\nwait()"
+    code, output, error = self.restarted(script, "--max_restarts=2")
+    self.assertEqual((code, open(self.path("0")).read()), (2, "x"))
+    self.assertNotIn("again", output)
+    self.assertTrue(error.endswith("no such flag\n"))
+
+  def test_a_signal_ends_the_wait_for_a_restart(self):
+    script = self.script("sys.exit(1)")
+    options = "--num_workers=1", "--max_restarts=9", "--restart_backoff=600"
+    process = self.start(*options, "--", script)
+    while b"start again" not in process.stdout.readline():
+      pass
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate()
+    self.assertEqual((process.returncode, error), (143, b""))
+
   def test_does_not_load_tensorflow(self):
     program = """
 import sys, dat_tf.launch, dat_tf.workers.cluster
@@ -383,6 +435,8 @@ assert "tensorflow" not in sys.modules
     (["--num_workers=two", "--", "echo"], "two"),
     (["--num_workers=2", "run_dat.py"], "run_dat.py"),
     (["--num_workers=2", "--communication=pigeon", "--", "echo"], "pigeon"),
+    (["--num_workers=2", "--max_restarts=-1", "--", "echo"], "--max_restarts=-1"),
+    (["--num_workers=2", "--restart_backoff=nan", "--", "echo"], "backoff=nan"),
     (["--num_workers=2", "--", "/nowhere/run_dat.py"], "/nowhere/run_dat.py"),
     (["--num_workers=2", "--", "/nowhere/program"], "/nowhere/program"),
     (["--num_workers=2", "--", ROOT], "cannot be run"),
