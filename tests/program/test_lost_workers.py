@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import tensorflow as tf
 from program_case import ROOT, ProgramCase, run_dat
 
 from dat_tf.launch import free_addresses
@@ -62,6 +64,41 @@ class LostWorkerTest(ProgramCase):
     line = self.lose(flags, signal.SIGKILL, "evaluating: ")
     # Clean accuracy, with collectives, may not be done by then.
     self.assertRegex(line, r" (has ended|was lost): see")
+
+  @pytest.mark.long
+  def test_started_again_by_the_launcher(self):
+    """The weights are those of a run without a failure, bit for bit."""
+    flags = {**self.flags, "mode": "train", "epochs": 30}
+    self.assert_good(run_dat({**flags, "model_dir": self.folder / "whole"}, 2))
+    flags["model_dir"] = again = self.folder / "again"
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    launcher = subprocess.Popen(
+      [sys.executable, "-m", "dat_tf.launch", "--num_workers=2", "--max_restarts=2"]
+      + ["--", "run_dat.py", *words],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    self.addCleanup(launcher.communicate)
+    self.addCleanup(launcher.kill)
+    for epoch in (5, 15):
+      while not (again / "checkpoints" / f"epoch-{epoch}.index").exists():
+        self.assertIsNone(launcher.poll())
+        time.sleep(0.01)
+      children = f"/proc/{launcher.pid}/task/{launcher.pid}/children"
+      os.kill(int(pathlib.Path(children).read_text().split()[-1]), signal.SIGKILL)
+    out, _ = launcher.communicate(timeout=200)
+    self.assertEqual(launcher.returncode, 0, out)
+    self.assertIn("All workers start again (2 of 2 times)", out)
+    weights = [
+      tf.train.load_checkpoint(str(self.folder / name / "checkpoints" / "epoch-30"))
+      for name in ("whole", "again")
+    ]
+    names = [x for x in weights[0].get_variable_to_shape_map() if "CHECKPOINT" not in x]
+    self.assertGreater(len(names), 10)
+    for name in names:
+      self.assertAllEqual(*(each.get_tensor(name) for each in weights), msg=name)
 
   @pytest.mark.long
   def test_frozen_in_evaluation(self):
