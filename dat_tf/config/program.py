@@ -101,6 +101,12 @@ class ProgramSettings:
   checkpoints_to_keep: int = integer(
     2, "Number of newest checkpoints that are kept.", lower=1, may_change=True
   )
+  verify_every: int = integer(
+    0,
+    "Steps between two comparisons of all weights over the workers, by a checksum; 0 "
+    "compares them at the end of each epoch alone.",
+    may_change=True,
+  )
   log_every: int = integer(
     20, "Steps between two points in TensorBoard.", lower=1, may_change=True
   )

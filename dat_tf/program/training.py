@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -15,7 +16,7 @@ from dat_tf import config as config_lib
 from dat_tf.base import hashing, stack
 from dat_tf.base.errors import UserError
 from dat_tf.communication import MeanAllReduce
-from dat_tf.compat import keras
+from dat_tf.compat import keras, takes_tensors
 from dat_tf.models import batch_norm, transfer
 from dat_tf.monitoring import (
   Attacked,
@@ -86,8 +87,10 @@ def train(run: Run, trainee: Trainee) -> None:
       "validation_steps": source.steps,
       "validation_freq": config.evaluate_every,
     }
+  every = config.verify_every
   callbacks: list[keras.callbacks.Callback] = [
     run.watchdog,
+    *([Verification(run.workers, steps, every)] if every else []),
     # Before the checkpoint: a run that is stopped between them does the epoch again.
     *([stopping] if stopping else []),
     keras.callbacks.LambdaCallback(on_epoch_end=functools.partial(_save, run, trainee)),
@@ -162,15 +165,45 @@ def _save(run: Run, trainee: Trainee, epoch: int, logs: Any) -> None:
   weights = trainee.model.classifier.trainable_variables
   if not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in weights):
     raise run.diverged(f"The weights are not finite after epoch {epoch + 1}")
-  check_same_weights(run.workers, weights, epoch + 1)
+  check_same_weights(run.workers, weights, f"epoch {epoch + 1}")
   run.check_claim()
   trainee.checkpoints.save(epoch + 1)
 
 
+@takes_tensors
+class Verification(keras.callbacks.Callback):
+  """Compares all weights over the workers each so many steps."""
+
+  def __init__(self, workers: Workers, steps: int, every: int):
+    """Makes the callback.
+
+    Args:
+      workers: which all have it.
+      steps: of an epoch.
+      every: steps between two comparisons.
+    """
+    super().__init__()
+    self._workers, self._steps, self._every = workers, steps, every
+
+  def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    self._before = epoch * self._steps
+
+  def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    step = self._before + batch + 1
+    if step % self._every == 0:
+      weights = self.model.classifier.trainable_variables
+      check_same_weights(self._workers, weights, f"step {step}")
+
+
 def check_same_weights(
-  workers: Workers, weights: Sequence[tf.Variable], epochs: int
+  workers: Workers, weights: Sequence[tf.Variable], when: str
 ) -> None:
   """Makes sure that all workers have the same weights, bit for bit; a collective.
+
+  Args:
+    workers: all of them.
+    weights: of the network.
+    when: after what, for the message.
 
   Raises:
     UserError: a worker has others, by a callback or a fault of its machine. Figures
@@ -181,12 +214,14 @@ def check_same_weights(
   if workers.largest(number) == -workers.largest(-number):
     return
   digests = workers.texts(digest)
-  odd = [worker for worker, other in enumerate(digests) if other != digests[0]]
+  ((most, count), *_) = collections.Counter(digests).most_common()
+  odd = [worker for worker, other in enumerate(digests) if other != most]
   if odd:
+    others = f"the {count} others" if count > 1 else f"worker {digests.index(most)}"
     raise UserError(
-      f"After epoch {epochs} worker {odd[0]} has other weights than worker 0: a "
-      "callback or a fault of that machine changed them. Start all again without it; "
-      "they go on from the newest checkpoint."
+      f"After {when} worker {odd[0]} has other weights than {others}: a callback or a "
+      "fault of that machine changed them. Start all again without it; they go on from "
+      "the newest checkpoint."
     )
 
 

@@ -22,7 +22,7 @@ class RangesTest(ConfigCase):
     *[(name, "0") for name in ("epochs", "checkpoints_to_keep", "log_every")],
     *[(name, "0") for name in ("attack_steps", "evaluation_attack_steps")],
     *[(name, "0") for name in ("global_batch_size", "reference_batch_size")],
-    *[(name, "-1") for name in ("seed", "evaluate_every", "pictures")],
+    *[(name, "-1") for name in ("seed", "evaluate_every", "pictures", "verify_every")],
     *[(name, "-1") for name in ("shuffle_buffer", "bytes_per_pack")],
     *[(name, "2.5") for name in ("epochs", "seed", "pictures", "attack_steps")],
     *[(name, "0") for name in ("epsilon", "step_size", "evaluation_step_size")],

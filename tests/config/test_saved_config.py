@@ -31,6 +31,7 @@ MAY_CHANGE = {
   "source_input_range",
   "source_probabilities",
   "log_every",
+  "verify_every",
   "pictures",
   "checkpoints_to_keep",
   "communication",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from unittest import mock
 
 import tensorflow as tf
 from absl.testing import parameterized
@@ -66,12 +67,12 @@ def _change_one_weight():
   weights = classifier.trainable_variables
   for variable in weights:
     variable.assign(tf.fill(variable.shape, 0.25))
-  training.check_same_weights(workers, weights, 1)
-  if cluster.index == cluster.num_workers - 1:
+  training.check_same_weights(workers, weights, "step 1")
+  if cluster.index == min(1, cluster.num_workers - 1):
     kernel = weights[0]
     kernel.assign(kernel.read_value() * tf.constant([[1.0, 1.0, 1.0000001]]))
   try:
-    training.check_same_weights(workers, weights, 2)
+    training.check_same_weights(workers, weights, "step 2")
   except UserError as error:
     return str(error)
   return None
@@ -79,10 +80,25 @@ def _change_one_weight():
 
 class SameWeightsTest(tf.test.TestCase):
   def test_a_worker_with_other_weights_is_told_on_all(self):
-    for number in (2, 3):
+    for number, others in ((2, "worker 0"), (3, "the 2 others")):
       for said in run_workers(_change_one_weight, number):
-        self.assertStartsWith(said, f"After epoch 2 worker {number - 1} has other")
+        self.assertStartsWith(
+          said, f"After step 2 worker 1 has other weights than {others}: "
+        )
     self.assertEqual(run_workers(_change_one_weight, 1), [None])
+
+  def test_they_are_compared_at_the_steps_asked_for(self):
+    compared = []
+    callback = training.Verification(None, steps=5, every=4)
+    callback.set_model(mock.Mock())
+    with mock.patch.object(
+      training, "check_same_weights", lambda *args: compared.append(args[2])
+    ):
+      for epoch in (1, 2):  # a run that goes on after an epoch
+        callback.on_epoch_begin(epoch)
+        for batch in range(5):
+          callback.on_train_batch_end(batch)
+    self.assertEqual(compared, ["step 8", "step 12"])
 
 
 if __name__ == "__main__":
