@@ -30,6 +30,11 @@ def report(
   print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g"))
   if note:
     print(note)
+  write(figures)
+
+
+def write(figures: dict[str, Any]) -> None:
+  """Writes the figures to --json, with the machine, and prints nothing."""
   if JSON.value:
     os.makedirs(os.path.dirname(os.path.abspath(JSON.value)), exist_ok=True)
     with open(JSON.value, "w", encoding="utf-8") as file:
