@@ -45,9 +45,9 @@ EXAMPLES = [
   )
 ]
 TRAINING = "model, metrics = "  # in each example that trains
-# Of the launcher, tfrecords/, the data service and pip, not of run_dat.py.
+# Of the launcher, tfrecords/, the data service, benchmarks/ and pip, not of run_dat.py.
 OTHER_FLAGS = {"flagfile", "help", "num_workers", "source", "output_dir", "host"}
-OTHER_FLAGS |= {"skip_bad_images"}
+OTHER_FLAGS |= {"skip_bad_images", "json", "tiny"}
 
 
 def _hook():
