@@ -37,9 +37,9 @@ plain; xla is --jit_compile. float32 and bfloat16 are always folded, mixed alway
                        in memory: ResNet-50, 224 x 224, PGD-4
   resnet50_CASE_start_seconds
   batch, resnet50_batch                       images a step
-  autoattack_seconds   AutoAttack's standard suite in l-infinity on PreActResNet-18. The
-                       network is made such that no image is broken, so that each goes
-                       through the whole suite. Graphs are built in this time.
+  autoattack_suite_seconds   AutoAttack's standard suite in l-infinity on the network
+                       of training. It is made such that no image is broken, so that
+                       each goes through all attacks. Graphs are built in this time.
   autoattack_NAME_seconds                     the same of each of its attacks
   autoattack_images, autoattack_robust_accuracy   how many; 1 if none was broken
   autoattack_peak_gb

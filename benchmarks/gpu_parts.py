@@ -295,7 +295,7 @@ def autoattack(sizes: Sizes) -> None:
       images, np.zeros(sizes.attacked, np.int64), np.arange(sizes.attacked), advance
     )
   emit(
-    autoattack_seconds=time.perf_counter() - begin,
+    autoattack_suite_seconds=time.perf_counter() - begin,
     autoattack_robust_accuracy=outcomes["suite"].robust_accuracy,
   )
 

@@ -101,6 +101,7 @@ class ProgramTest(unittest.TestCase):
         self.assertGreater(found[f"trainer_over_bare_{name}"], 0)
     self.assertGreater(found["resnet50_tf32_folded_xla_images_per_second"], 0)
     self.assertEqual(found["autoattack_robust_accuracy"], 1.0)
+    self.assertGreater(found["autoattack_suite_seconds"], 0)
     for name in ("apgd_ce", "apgd_t", "fab_t", "square"):
       self.assertGreater(found[f"autoattack_{name}_seconds"], 0)
     for bits in (8, 4, 2):
