@@ -48,7 +48,8 @@ test-methods: $(VENV)/.test ## run each method on two workers, attacks with a kn
 	  tests/evaluation/test_robustness.py::LinearTest \
 	  tests/evaluation/test_refilling.py tests/evaluation/test_workers.py \
 	  tests/program tests/test_distributed.py::RecordsTest \
-	  tests/test_packaging.py tests/test_contributing.py tests/test_docs.py
+	  tests/test_packaging.py tests/test_contributing.py tests/test_docs.py \
+	  tests/test_gpu.py
 
 test-stacks: $(VENV)/.test ## run what moves between the stacks (make install STACK=modern first)
 	@$(VENV)/bin/python -m pytest -q -rs -m long $(ARGS) tests/test_between_stacks.py
