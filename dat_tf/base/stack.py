@@ -71,8 +71,8 @@ def prepare(version_info: tuple[int, ...] = sys.version_info[:3]) -> None:
   """Checks the stack, and sets what TensorFlow reads when it is imported.
 
   In the environment it sets TF_USE_LEGACY_KERAS, where TensorFlow would take Keras 3,
-  TF_CPP_MIN_LOG_LEVEL and TF_ENABLE_ONEDNN_OPTS; a value that is there stays. Beside
-  TensorFlow 2.15 it unsets TF_USE_LEGACY_KERAS.
+  TF_CPP_MIN_LOG_LEVEL, TF_ENABLE_ONEDNN_OPTS and TF_FORCE_GPU_ALLOW_GROWTH; a value
+  that is there stays. Beside TensorFlow 2.15 it unsets TF_USE_LEGACY_KERAS.
 
   Raises:
     UnsuitableStack: versions that do not go together, or are too old or too new.
@@ -90,6 +90,9 @@ def prepare(version_info: tuple[int, ...] = sys.version_info[:3]) -> None:
   # TensorFlow uses oneDNN's kernels by itself on some processors only (those with
   # AVX-512 VNNI or AMX); those with AVX2 gain by them too.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+  # A process would take all memory of a GPU at its start, and leave none to the trial of
+  # bfloat16, which is a process of its own.
+  os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
   # Level 1 hides TensorFlow's start-up chatter, and level 2 its warnings too: from 2.16
   # on each error is preceded by one for every operation that it passed through.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if minor == CLASSIC else "2")

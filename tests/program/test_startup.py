@@ -104,10 +104,13 @@ class EnvironmentTest(unittest.TestCase):
       check=True,
     ).stdout.strip()
 
-  def test_one_dnn_is_on_unless_the_user_turns_it_off(self):
-    name = "TF_ENABLE_ONEDNN_OPTS"
-    self.assertEqual(self.of_import(name), "1")
-    self.assertEqual(self.of_import(name, **{name: "0"}), "0")
+  def test_what_is_on_unless_the_user_turns_it_off(self):
+    for name, on, off in (
+      ("TF_ENABLE_ONEDNN_OPTS", "1", "0"),
+      ("TF_FORCE_GPU_ALLOW_GROWTH", "true", "false"),
+    ):
+      self.assertEqual(self.of_import(name), on)
+      self.assertEqual(self.of_import(name, **{name: off}), off)
 
 
 class ScriptTest(unittest.TestCase):
