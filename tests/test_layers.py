@@ -35,6 +35,7 @@ LIGHT = (
   "dat_tf.base.errors",
   "dat_tf.config.flagfiles",
   "dat_tf.launch",
+  "dat_tf.models",
   "dat_tf.workers.peers",
 )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Optional
 
 from dat_tf.config.declaring import Option, choice, number, options, text
 from dat_tf.config.refusals import Refusals
+from dat_tf.models.registry import OWN_NAMES
 
 if TYPE_CHECKING:
   from dat_tf.compat import keras
@@ -37,10 +38,8 @@ class ModelSettings:
 
   model: str = text(
     "small_cnn",
-    "Network: small_cnn, plain_cnn, preact_resnet18, wide_resnet28_10, "
-    "wide_resnet34_10 (each wide_resnet also as NAME_swish), imagenet_resnet18, "
-    "imagenet_resnet50, denoising_resnet18, denoising_resnet50, vit_small16, a network "
-    "of tf.keras.applications by its name, or your own as package.module:function.",
+    f"Network: {', '.join(OWN_NAMES)}, a network of tf.keras.applications by its name, "
+    "or your own as package.module:function.",
   )
   weight_average: str = choice(
     "none",

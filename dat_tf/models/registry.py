@@ -1,46 +1,72 @@
-"""Models by name: our own, every network of tf.keras.applications, and a user's."""
+"""Models by name: our own, every network of tf.keras.applications, and a user's.
+
+The help of --model has the names from here, so TensorFlow is imported when a network is
+made, not before.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import importlib
 import inspect
 from collections.abc import Sequence
-from typing import Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-import tensorflow as tf
-
+from dat_tf import compat
 from dat_tf.base.errors import UserError, one_line
-from dat_tf.compat import keras, preprocess_input
-from dat_tf.models.plain_cnn import plain_cnn
-from dat_tf.models.preact_resnet import preact_resnet18
-from dat_tf.models.resnet import resnet
-from dat_tf.models.small_cnn import small_cnn
-from dat_tf.models.vit import vit_small
-from dat_tf.models.wide_resnet import wide_resnet
 
-_OWN: dict[str, Callable[[Sequence[int], int], keras.Model]] = {
-  "small_cnn": small_cnn,
-  "plain_cnn": plain_cnn,
-  "preact_resnet18": preact_resnet18,
-  "wide_resnet28_10": wide_resnet,
-  "wide_resnet28_10_swish": functools.partial(wide_resnet, activation="swish"),
-  "wide_resnet34_10": functools.partial(wide_resnet, depth=34),
-  "wide_resnet34_10_swish": functools.partial(
-    wide_resnet, depth=34, activation="swish"
+if TYPE_CHECKING:
+  from dat_tf.compat import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+  """A network of this room, whose module is imported when it is made.
+
+  Attributes:
+    module: the module's name in this room.
+    function: the function's name there; that of the module unless given.
+    form: its further arguments.
+  """
+
+  module: str
+  function: str = ""
+  form: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __call__(self, image_shape: Sequence[int], num_classes: int) -> keras.Model:
+    module = importlib.import_module(f"dat_tf.models.{self.module}")
+    function = getattr(module, self.function or self.module)
+    return function(image_shape, num_classes, **self.form)
+
+
+_OWN = {
+  "small_cnn": _Own("small_cnn"),
+  "plain_cnn": _Own("plain_cnn"),
+  "preact_resnet18": _Own("preact_resnet", "preact_resnet18"),
+  "wide_resnet28_10": _Own("wide_resnet"),
+  "wide_resnet28_10_swish": _Own("wide_resnet", form={"activation": "swish"}),
+  "wide_resnet34_10": _Own("wide_resnet", form={"depth": 34}),
+  "wide_resnet34_10_swish": _Own(
+    "wide_resnet", form={"depth": 34, "activation": "swish"}
   ),
-  "imagenet_resnet18": functools.partial(resnet, depth=18),
-  "imagenet_resnet50": resnet,
-  "denoising_resnet18": functools.partial(resnet, depth=18, denoising=True),
-  "denoising_resnet50": functools.partial(resnet, denoising=True),
-  "vit_small16": vit_small,
+  "imagenet_resnet18": _Own("resnet", form={"depth": 18}),
+  "imagenet_resnet50": _Own("resnet"),
+  "denoising_resnet18": _Own("resnet", form={"depth": 18, "denoising": True}),
+  "denoising_resnet50": _Own("resnet", form={"denoising": True}),
+  "vit_small16": _Own("vit", "vit_small"),
 }
-_APPLICATIONS = {
-  name: value
-  for name, value in vars(keras.applications).items()
-  if inspect.isfunction(value)
-}
+
+# The names that the help of --model lists.
+OWN_NAMES = tuple(_OWN)
+
+
+@functools.cache
+def _applications() -> dict[str, Callable[..., keras.Model]]:
+  """The functions of tf.keras.applications by their names."""
+  functions = vars(compat.keras.applications).items()
+  return {name: value for name, value in functions if inspect.isfunction(value)}
 
 
 def make_model(
@@ -70,13 +96,14 @@ def make_model(
   Raises:
     UserError: no such name, or the network does not take such images.
   """
+  keras = compat.keras
   before = keras.mixed_precision.global_policy()
   keras.mixed_precision.set_global_policy(precision)
   try:
     model = _make(name, image_shape, num_classes)
   finally:
     keras.mixed_precision.set_global_policy(before)
-  if model.output.dtype == tf.float32:
+  if model.output.dtype == "float32":
     return model
   cast = keras.layers.Activation("linear", dtype="float32", name="float32_logits")
   return keras.Model(model.inputs, cast(model.output), name=model.name)
@@ -90,9 +117,9 @@ def _make(name: str, image_shape: Sequence[int], num_classes: int) -> keras.Mode
       return _OWN[name](image_shape, num_classes)
     except ValueError as error:
       raise _unsuitable(name, image_shape, error) from error
-  if name in _APPLICATIONS:
+  if name in _applications():
     return _application(name, image_shape, num_classes)
-  known = [*_OWN, *_APPLICATIONS]
+  known = [*_OWN, *_applications()]
   nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(_OWN)
   raise UserError(
     f"No model is called {name} (`model`); the nearest names are {', '.join(nearest)}."
@@ -102,8 +129,9 @@ def _make(name: str, image_shape: Sequence[int], num_classes: int) -> keras.Mode
 def _application(
   name: str, image_shape: Sequence[int], num_classes: int
 ) -> keras.Model:
-  constructor = _APPLICATIONS[name]
-  preprocess = preprocess_input(constructor)
+  keras = compat.keras
+  constructor = _applications()[name]
+  preprocess = compat.preprocess_input(constructor)
   inputs = keras.Input(image_shape, name="image")
   x = keras.layers.Rescaling(255.0, name="to_255")(inputs)
   try:
@@ -132,7 +160,7 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> keras.Model:
   Raises:
     UserError: Keras has no such weights, or they cannot be downloaded.
   """
-  if name not in _APPLICATIONS:
+  if name not in _applications():
     raise UserError(
       f"Keras has no weights of ImageNet for the model {name}; choose a network of "
       "tf.keras.applications, such as ResNet50, or begin with a saved model."
@@ -145,7 +173,7 @@ def make_pretrained(name: str, image_shape: Sequence[int]) -> keras.Model:
       "choose EfficientNetV2B0 or a larger one of its kind."
     )
   try:
-    return _APPLICATIONS[name](
+    return _applications()[name](
       weights="imagenet",
       # There layers below the last belong to the top as well.
       include_top=name.startswith(("VGG", "MobileNetV3")),
@@ -170,7 +198,7 @@ def _users_own(name: str, image_shape: Sequence[int], num_classes: int) -> keras
   model = make(tuple(image_shape), num_classes)
   shapes = [getattr(model, end, None) for end in ("input_shape", "output_shape")]
   expected = [(None, *image_shape), (None, num_classes)]
-  if not isinstance(model, keras.Model) or shapes != expected:
+  if not isinstance(model, compat.keras.Model) or shapes != expected:
     raise UserError(
       f"The function {name} (`model`) must return a Keras model from {expected[0]} to "
       f"{expected[1]}; it returned {type(model).__name__}, from {shapes[0]} to "

@@ -167,7 +167,7 @@ class ApplicationsTest(tf.test.TestCase, parameterized.TestCase):
   def test_every_application_takes_what_it_is_given(self):
     arguments = {"weights", "input_shape", "classes", "classifier_activation"}
     constructors = {
-      name: getattr(tf.keras.applications, name) for name in registry._APPLICATIONS
+      name: getattr(tf.keras.applications, name) for name in registry._applications()
     }
     self.assertContainsSubset({"ResNet50", "VGG16", "EfficientNetB0"}, constructors)
     for name, constructor in constructors.items():

@@ -131,7 +131,7 @@ class ApplicationTest(TransferTest):
       weights = path if weights == "imagenet" else weights
       return MobileNetV2(alpha=0.35, weights=weights, **kwargs)
 
-    patch = mock.patch.dict(registry._APPLICATIONS, MobileNetV2=constructor)
+    patch = mock.patch.dict(registry._applications(), MobileNetV2=constructor)
     patch.start()
     cls.addClassCleanup(patch.stop)
     cls.model = make_model("MobileNetV2", SHAPE, 7)
@@ -185,13 +185,13 @@ class ApplicationTest(TransferTest):
       ("VGG16", 32),
       ("Xception", 71),
     ):
-      constructor = registry._APPLICATIONS[name]
+      constructor = registry._applications()[name]
       downloaded = functools.wraps(constructor)(
         lambda weights, make=constructor, **kwargs: make(weights=None, **kwargs)
       )
       with (
         self.subTest(name),
-        mock.patch.dict(registry._APPLICATIONS, {name: downloaded}),
+        mock.patch.dict(registry._applications(), {name: downloaded}),
       ):
         source = make_pretrained(name, (size, size, 3))
         target = make_model(name, (size, size, 3), 7)
@@ -217,7 +217,7 @@ class ApplicationTest(TransferTest):
     def constructor(**kwargs):
       raise Exception("URL fetch failure on https://host/file:\nName unknown")
 
-    with mock.patch.dict(registry._APPLICATIONS, ResNet50=constructor):
+    with mock.patch.dict(registry._applications(), ResNet50=constructor):
       self.assert_refused(
         lambda: make_pretrained("ResNet50", SHAPE),
         "The weights could not be downloaded: URL fetch failure",
