@@ -46,14 +46,19 @@ class ContributingTest(unittest.TestCase):
   def run_dat(self, *words):
     return self.run_python("run_dat.py", f"--model_dir={self.folder / 'run'}", *words)
 
-  def add(self, kind, part, files, *tests):
+  def pytest(self, *words):
+    done = self.run_python("-m", "pytest", "-q", "-m", "not long", *words)
+    self.assertEqual(done.returncode, 0, done.stdout[-3000:] + done.stderr[-1000:])
+
+  def add(self, kind, part, files, table=None):
     """Adds a part in this number of files, and runs the tests that must know it.
 
     Args:
       kind: as CONTRIBUTING calls it.
       part: what is added.
-      files: at most so many, as CONTRIBUTING says too.
-      *tests: beside its own and those of all parts.
+      files: at most so many, as CONTRIBUTING says too; a row of the results, which
+        takes long to measure, is not among them.
+      table: the tests of all parts of its kind, of which those in its name are run.
     """
     recipes = (ROOT / "CONTRIBUTING.md").read_text()
     self.assertIn(f"**{kind}** ({files} ", recipes)
@@ -61,9 +66,10 @@ class ContributingTest(unittest.TestCase):
     part.add_to(self.clone)
     own = [name for name in part.files if name.startswith("tests/")]
     self.assertNotEqual(own, [])
-    words = ["-m", "pytest", "-q", "-m", "not long", *own, *EVERYWHERE, *tests]
-    done = self.run_python(*words)
-    self.assertEqual(done.returncode, 0, done.stdout[-3000:] + done.stderr[-1000:])
+    self.pytest(*own, *EVERYWHERE)
+    if table:
+      name = pathlib.Path(part.files[0]).stem
+      self.pytest(table, "-k", f"{name} and not test_session")
 
   def digits(self):
     write_digits(str(self.folder / "data"))
@@ -77,9 +83,7 @@ class ContributingTest(unittest.TestCase):
     return (self.folder / "run/config.flags").read_text()
 
   def test_an_attack_of_training(self):
-    self.add(
-      "A training attack", made_up.TRAINING_ATTACK, 4
-    )  # and a row of the results
+    self.add("A training attack", made_up.TRAINING_ATTACK, 4)
     help_text = " ".join(self.run_dat("--help").stdout.split())
     self.assertIn("dotted (one step on part of the pixels)", help_text)
     self.assertIn("Range: (0, 1]. (default: '1/2')", help_text)
@@ -91,7 +95,7 @@ class ContributingTest(unittest.TestCase):
     self.assertIn("--share_of_pixels=0.1", settings)
 
   def test_an_objective(self):
-    self.add("An objective", made_up.OBJECTIVE, 4)  # and a row of the results
+    self.add("An objective", made_up.OBJECTIVE, 4)
     refused = self.run_dat(*self.digits(), "--focus=3")
     self.assertIn("--focus plays no part with --objective=at", refused.stderr)
     self.assertIn("--focus=3", self.trained("--objective=focal", "--focus=3"))

@@ -61,6 +61,13 @@ def cases():
     yield from ((ball, name) for name in names if (ball, name) != (L1, "fgsm"))
 
 
+def named(*channels):
+  """A test's name, ball, name of the attack and channels; -k finds them by the name."""
+  for ball, name in cases():
+    for count in channels:
+      yield f"{name}_{ball.__name__}_{count}", ball, name, count
+
+
 def quick(attack):
   """The attack with fewer steps, which are enough on a linear classifier."""
   if isinstance(attack, Transfer):
@@ -92,17 +99,16 @@ def run(attack, *arguments):
 
 
 class ConformanceTest(tf.test.TestCase, parameterized.TestCase):
-  @parameterized.product(case=[*cases()], channels=[1, 3])
-  def test_images_of_one_channel_and_of_three(self, case, channels):
-    self.check(case, channels)
+  @parameterized.named_parameters(*named(1, 3))
+  def test_images_of_one_channel_and_of_three(self, ball, name, channels):
+    self.check(ball, name, channels)
 
-  @parameterized.product(case=[*cases()])
+  @parameterized.named_parameters(*named(4))
   @pytest.mark.long
-  def test_images_of_four_channels(self, case):
-    self.check(case, channels=4)
+  def test_images_of_four_channels(self, ball, name, channels):
+    self.check(ball, name, channels)
 
-  def check(self, case, channels):
-    ball, name = case
+  def check(self, ball, name, channels):
     linear = Linear(near_classes=2, shape=(6, 5, channels), count=4)
     distances = linear.distances(ball)
     images, labels = tf.constant(linear.images), tf.constant(linear.labels)
@@ -163,14 +169,14 @@ class FlatTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(tf.argmax(flat(adversarial), 1), np.ones(4))
 
   # Square follows no gradient.
-  @parameterized.parameters(*(case for case in cases() if case[1] != "square"))
-  def test_no_attack_of_evaluation_stands_still(self, kind, name):
-    self.check_evaluation(kind, name, channels=3)
+  @parameterized.named_parameters(*(x for x in named(3) if x[2] != "square"))
+  def test_no_attack_of_evaluation_stands_still(self, kind, name, channels):
+    self.check_evaluation(kind, name, channels)
 
-  @parameterized.parameters(*(case for case in cases() if case[1] != "square"))
+  @parameterized.named_parameters(*(x for x in named(1) if x[2] != "square"))
   @pytest.mark.long
-  def test_nor_on_images_of_one_channel(self, kind, name):
-    self.check_evaluation(kind, name, channels=1)
+  def test_nor_on_images_of_one_channel(self, kind, name, channels):
+    self.check_evaluation(kind, name, channels)
 
   def check_evaluation(self, kind, name, channels):
     ball = self.ball(kind)

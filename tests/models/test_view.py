@@ -63,7 +63,9 @@ def multiplications(network, images):
 
 
 class NetworksTest(tf.test.TestCase, parameterized.TestCase):
-  @parameterized.parameters(*sorted(registry._OWN.keys() - WITHOUT))
+  @parameterized.named_parameters(
+    *((name, name) for name in sorted(registry._OWN.keys() - WITHOUT))
+  )
   def test_logits_and_gradients_are_the_networks(self, name):
     side = SIZES.get(name, 32)
     channels = 1 if side == 28 else 3
