@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 import tensorflow as tf
@@ -41,9 +41,9 @@ from dat_tf.objectives import (
   Batch,
   CleanTraining,
   Objective,
-  correct,
   cross_entropy,
 )
+from dat_tf.objectives.sums import Sums
 from dat_tf.workers.agreement import Agreement, AverageStatistics
 
 __all__ = ["AdversarialModel"]
@@ -211,7 +211,9 @@ class AdversarialModel(keras.Model):
     with batch_norm.warmed_up_momentum(self.classifier, step):
       # max over the perturbations, then the gradient at the images that it leads to
       done = self._attack_and_differentiate(batch, min_max)
-    sums = _sums(batch, done.loss, *done.evaluated[1:])
+    _, clean_logits, adversarial_logits = done.evaluated
+    clean_logits = examples.checked_logits(clean_logits)
+    sums = Sums.of(batch, done.loss, clean_logits, adversarial_logits)
     gradients = self._clipped(done.gradients, batch)
     # Quantized or not; the sums travel with the gradients.
     gradients, sums, sending = self._reduced(gradients, sums, batch.size, step)
@@ -223,8 +225,8 @@ class AdversarialModel(keras.Model):
     )
     if self.average:
       self.average.update(self.optimizer.iterations)
-    logs = self._add(sums, self.attack)
-    return {**logs, "gradient_norm": gradient_norm, **sending}
+    means = self._add(sums).means(attacked=bool(self.attack))
+    return {**means, "gradient_norm": gradient_norm, **sending}
 
   def _differentiate(
     self,
@@ -281,9 +283,9 @@ class AdversarialModel(keras.Model):
     """
     names = [variable.name for variable in self.classifier.trainable_variables]
     (*gradients, stacked), sending = self.all_reduce(
-      [*gradients, tf.stack(sums)], [*names, "sums"], step
+      [*gradients, sums.stacked()], [*names, "sums"], step
     )
-    sums = Sums(*tf.unstack(stacked))
+    sums = Sums.unstacked(stacked)
     return [gradient * (size / sums.weight) for gradient in gradients], sums, sending
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -295,21 +297,20 @@ class AdversarialModel(keras.Model):
       adversarial = self.evaluation_attack(
         classifier, batch.images, batch.labels, batch.keys
       )
-    clean_logits, adversarial_logits = classifier(batch.images), classifier(adversarial)
+    clean_logits = examples.checked_logits(classifier(batch.images))
+    adversarial_logits = classifier(adversarial)
     losses = cross_entropy(adversarial_logits, batch.labels)
     loss = tf.reduce_sum(batch.weights * losses)
     certified = self.objective.certified(self.classifier, batch)
+    sums = Sums.of(batch, loss, clean_logits, adversarial_logits, certified)
     sums = tf.distribute.get_replica_context().all_reduce(
-      tf.distribute.ReduceOp.SUM,
-      tf.stack(_sums(batch, loss, clean_logits, adversarial_logits, certified)),
+      tf.distribute.ReduceOp.SUM, sums.stacked()
     )
-    logs = self._add(Sums(*tf.unstack(sums)), self.evaluation_attack)
-    totals = Sums(*tf.unstack(self._totals))
+    totals = self._add(Sums.unstacked(sums))
+    logs = totals.means(attacked=bool(self.evaluation_attack))
     logs["examples"] = totals.weight
     if certified is not None:
-      logs["certified_accuracy"] = tf.math.divide_no_nan(
-        totals.certified, totals.labeled
-      )
+      logs["certified_accuracy"] = totals.certified_accuracy
     return logs
 
   def fit(
@@ -363,16 +364,9 @@ class AdversarialModel(keras.Model):
     super().reset_metrics()
     self._totals.assign(tf.zeros_like(self._totals))
 
-  def _add(self, sums: Sums, attack: object) -> dict[str, tf.Tensor]:
-    """Adds a batch's sums to the epoch's; returns the epoch's means."""
-    totals = Sums(*tf.unstack(self._totals.assign_add(tf.stack(sums))))
-    logs = {
-      "loss": tf.math.divide_no_nan(totals.loss, totals.weight),
-      "accuracy": tf.math.divide_no_nan(totals.correct, totals.labeled),
-    }
-    if attack:
-      logs["robust_accuracy"] = tf.math.divide_no_nan(totals.robust, totals.labeled)
-    return logs
+  def _add(self, sums: Sums) -> Sums:
+    """Adds a batch's sums to the epoch's, and returns those."""
+    return Sums.unstacked(self._totals.assign_add(sums.stacked()))
 
   def _unpack(self, data: Any, step: tf.Tensor) -> Batch:
     outputs = self.classifier.outputs  # None of a subclass
@@ -398,46 +392,6 @@ class AdversarialModel(keras.Model):
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group
     keys = hashing.stream_keys(self._seed, step, replica, tf.range(size))
     return Batch(images, labels, weights, keys, tf.ones_like(weights), step)
-
-
-class Sums(NamedTuple):
-  """Sums over the examples of a batch or an epoch, each a scalar.
-
-  Attributes:
-    weight: sum of the examples' weights.
-    loss: sum of their losses.
-    labeled: sum of the weights of examples whose label is known.
-    correct: the part of `labeled` that is classified right without an attack.
-    robust: the part of `labeled` that is classified right under attack.
-    certified: the part of `labeled` that is certified.
-  """
-
-  weight: tf.Tensor
-  loss: tf.Tensor
-  labeled: tf.Tensor
-  correct: tf.Tensor
-  robust: tf.Tensor
-  certified: tf.Tensor
-
-
-def _sums(
-  batch: Batch,
-  loss: tf.Tensor,
-  clean_logits: tf.Tensor,
-  adversarial_logits: tf.Tensor,
-  certified: Optional[tf.Tensor] = None,
-) -> Sums:
-  clean_logits = examples.checked_logits(clean_logits)
-  labeled = batch.weights * batch.is_labeled
-  is_certified = 0.0 if certified is None else tf.cast(certified, tf.float32)
-  return Sums(
-    weight=tf.reduce_sum(batch.weights),
-    loss=loss,
-    labeled=tf.reduce_sum(labeled),
-    correct=tf.reduce_sum(labeled * correct(clean_logits, batch.labels)),
-    robust=tf.reduce_sum(labeled * correct(adversarial_logits, batch.labels)),
-    certified=tf.reduce_sum(labeled * is_certified),
-  )
 
 
 def _checked_finite(
