@@ -90,8 +90,8 @@ def prepare(version_info: tuple[int, ...] = sys.version_info[:3]) -> None:
   # TensorFlow uses oneDNN's kernels by itself on some processors only (those with
   # AVX-512 VNNI or AMX); those with AVX2 gain by them too.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-  # A process would take all memory of a GPU at its start, and leave none to the trial of
-  # bfloat16, which is a process of its own.
+  # A process would take all memory of a GPU at its start, and leave none to the trial
+  # of bfloat16, which is a process of its own.
   os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
   # Level 1 hides TensorFlow's start-up chatter, and level 2 its warnings too: from 2.16
   # on each error is preceded by one for every operation that it passed through.
