@@ -26,6 +26,18 @@ def stacks(figures: dict[str, Any]) -> str:
     for name in names
     for key in (f"{name}_{gradient}",)
   ]
+  parts = [
+    {
+      "TensorFlow": figures[f"{name}_tensorflow"],
+      "attack, 8 x 8": f"{figures[f'{name}_attack_ms']:.1f} ms",
+      "attack, 28 x 28": f"{figures[f'{name}_large_attack_ms']:.1f} ms",
+      "an operation": f"{figures[f'{name}_operation_us']:.2f} us",
+      "reduction, float32": f"{figures[f'{name}_fp32_reduction_ms']:.1f} ms",
+      "8 bits": f"{figures[f'{name}_8bit_reduction_ms']:.1f} ms",
+      "of it on the way": f"{figures[f'{name}_8bit_wire_ms']:.1f} ms",
+    }
+    for name in names
+  ]
   wheels = [
     {
       "TensorFlow": figures[f"{name}_tensorflow"],
@@ -43,6 +55,14 @@ the largest difference of any weight from those of the first version with the sa
 Speeds are medians.
 
 {table(rows)}
+
+Where a difference comes from: in one process, the versions in turns, PGD-10 alone on
+small_cnn, of 32 images of 8 x 8 pixels and of 128 of 28 x 28; and a thousand sines of
+one number each, which are TensorFlow's own work for an operation. Between two workers
+on this host, the reduction of that network's gradient
+({figures["operations_machine"]}).
+
+{table(parts)}
 
 What the wheels are built for, as `tf.sysconfig.get_build_info()` says: `sm_XY` is code
 for GPUs from X.Y to X.9, `compute_XY` is also PTX for later ones.
