@@ -99,20 +99,6 @@ ATTACKS = {
 TIMED = ("apgd_ce", "apgd_t", "square")
 
 
-def read_records(pattern: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """The first images, float32 in [0, 1], and labels."""
-  paths = sorted(tf.io.gfile.glob(pattern))
-  if not paths:
-    raise UserError(f"--data={pattern} matches no file: give the test TFRecords.")
-  images, labels = [], []
-  for record in tf.data.TFRecordDataset(paths).take(count).as_numpy_iterator():
-    feature = tf.train.Example.FromString(record).features.feature
-    pixels = np.frombuffer(feature["image/raw"].bytes_list.value[0], np.uint8)
-    images.append(pixels.reshape(feature["image/shape"].int64_list.value))
-    labels.append(feature["label"].int64_list.value[0])
-  return np.stack(images).astype(np.float32) / 255.0, np.array(labels)
-
-
 def run_peers(
   part: str, names: Iterable[str], images: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
@@ -201,7 +187,7 @@ def in_color(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def color_network(rng: np.random.Generator) -> tf.keras.Model:
   """A small network, trained by PGD in l2 on images in color."""
-  images, labels = read_records(_TRAIN_DATA.value, COLOR_TRAINED)
+  images, labels = common.read_records(_TRAIN_DATA.value, COLOR_TRAINED)
   model = AdversarialModel(
     make_model("small_cnn", (*images.shape[1:3], 3), 10),
     PGD(COLOR_BALLS["l2"], 0.2, 5),
@@ -259,7 +245,7 @@ def main(argv: list[str]) -> None:
   if not with_peer and not _COLOR.value:
     raise UserError("--images, --timed_images and --color_images are 0: give one.")
   count = max(_TIMED.value + _IMAGES.value, _COLOR.value)
-  images, labels = read_records(_DATA.value, count)
+  images, labels = common.read_records(_DATA.value, count)
   figures, rows = common.figures_there(), []
   ours = Attacks(_MODEL.value) if with_peer else None
   if _TIMED.value:

@@ -15,6 +15,8 @@ import scipy.stats
 from absl import flags
 from tabulate import tabulate
 
+from dat_tf.base.errors import UserError
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 JSON = flags.DEFINE_string("json", None, "File that the figures are written to.")
@@ -158,3 +160,27 @@ def records(directory: str) -> list[str]:
   """The flags that name the TFRecords in a directory."""
   directory = os.path.abspath(directory)
   return [f"--train_data={directory}/train-*", f"--test_data={directory}/test-*"]
+
+
+def read_records(pattern: str, count: int = -1) -> tuple[np.ndarray, np.ndarray]:
+  """Images of bare pixels, float32 in [0, 1], and labels.
+
+  Args:
+    pattern: of the TFRecord files.
+    count: how many, from the first on; -1 is all.
+
+  Raises:
+    UserError: there are no such files.
+  """
+  import tensorflow as tf  # not every benchmark needs it
+
+  paths = sorted(tf.io.gfile.glob(pattern))
+  if not paths:
+    raise UserError(f"{pattern} matches no file: give TFRecords (--data).")
+  images, labels = [], []
+  for record in tf.data.TFRecordDataset(paths).take(count).as_numpy_iterator():
+    feature = tf.train.Example.FromString(record).features.feature
+    pixels = np.frombuffer(feature["image/raw"].bytes_list.value[0], np.uint8)
+    images.append(pixels.reshape(feature["image/shape"].int64_list.value))
+    labels.append(feature["label"].int64_list.value[0])
+  return np.stack(images).astype(np.float32) / 255.0, np.array(labels)
