@@ -9,7 +9,7 @@ import json
 import pathlib
 from typing import Any, Optional
 
-from sections import gradients, robustness, speed, training
+from sections import gradients, peers, robustness, speed, training
 
 DOCS = pathlib.Path(__file__).resolve().parent
 
@@ -38,6 +38,7 @@ SECTIONS = (
   ("Python, TensorFlow and Keras", "stacks", "benchmarks/stacks.py", speed.stacks),
   ("Large batches", "large_batch", "benchmarks/large_batch.py", training.large_batch),
   ("Speed of the trainer", "step_time", "benchmarks/step_time.py", speed.step_time),
+  ("Other libraries", "peers", "benchmarks/peers.py", peers.peers),
   (
     "Communication",
     "communication",
