@@ -13,7 +13,7 @@ is written down as its error, and the next part begins. A part whose turn comes 
 are those that tell least.
 
 Training is PGD-10, clean weight 1, on PreActResNet-18, 32 x 32 x 3. The trainer is what
-run_dat.py runs, as in benchmarks/step_time.py. The bare loop is a hand-written
+run_dat.py runs, as in benchmarks/loops.py. The bare loop is a hand-written
 `tf.function` over batches in memory, on the same view. Both take LAMB. PyTorch's loop
 has the same network and attack, runs eagerly in channels-last form, and takes AdamW,
 since PyTorch has no LAMB. It is left out where `import torch` fails.

@@ -41,8 +41,15 @@ with quiet():
   from dat_tf.workers import joined
   from dat_tf.workers.cluster import Cluster
 
-import step_time
 from gpu import Sizes
+from loops import (
+  EPSILON,
+  STEP_SIZE,
+  Case,
+  settings_of_trainer,
+  trainer_loop,
+  write_data,
+)
 
 # Takes so many steps after a first one; returns their seconds.
 Loop = Callable[[int], float]
@@ -128,11 +135,10 @@ def plain_view(model: Any, *args: Any, **kwargs: Any) -> Any:
 def bare_loop(
   arithmetic: str, view: str, images: np.ndarray, labels: np.ndarray, sizes: Sizes
 ) -> Callable[[bool], Loop]:
-  """The bare loop of benchmarks/step_time.py on a view, with XLA or without.
+  """The bare loop of benchmarks/loops.py on a view, with XLA or without.
 
   It waits for the GPU at the end, which otherwise lags behind.
   """
-  epsilon, step_size = step_time.EPSILON, step_time.STEP_SIZE
   mixed = "mixed_bfloat16" if arithmetic == "mixed" else "float32"
   cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
 
@@ -151,14 +157,14 @@ def bare_loop(
     @tf.function(jit_compile=xla or None)
     def differentiated(x: tf.Tensor, y: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
       attacked = view_of()
-      moved = x + tf.random.uniform(x.shape, -epsilon, epsilon)
+      moved = x + tf.random.uniform(x.shape, -EPSILON, EPSILON)
       moved = tf.clip_by_value(moved, 0.0, 1.0)
       for _ in range(sizes.attack_steps):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
           tape.watch(moved)
           loss = tf.reduce_sum(cross_entropy(y, attacked(moved)))
-        moved += step_size * tf.sign(tape.gradient(loss, moved))
-        moved = tf.clip_by_value(moved, x - epsilon, x + epsilon)
+        moved += STEP_SIZE * tf.sign(tape.gradient(loss, moved))
+        moved = tf.clip_by_value(moved, x - EPSILON, x + EPSILON)
         moved = tf.clip_by_value(moved, 0.0, 1.0)
       with tf.GradientTape() as tape:
         logits = classifier(tf.concat([x, moved], axis=0), training=True)
@@ -196,6 +202,7 @@ def train(arithmetic: str, sizes: Sizes) -> None:
   set_tf32(arithmetic)
   rng = np.random.default_rng(0)
   shape = (8 * sizes.batch, sizes.image, sizes.image, 3)
+  training = Case(sizes.model, shape[1:], sizes.batch, 1)
   images = rng.uniform(size=shape).astype(np.float32)
   labels = rng.integers(0, 10, size=len(images))
   for view in VIEWS[arithmetic]:
@@ -204,10 +211,9 @@ def train(arithmetic: str, sizes: Sizes) -> None:
       name = f"{arithmetic}_{view}" + ("_xla" if xla else "")
       with case(name), contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
+        write_data(images, labels, directory)
         config = dataclasses.replace(
-          step_time.settings_of_trainer(
-            sizes.model, images, labels, sizes.batch, directory
-          ),
+          settings_of_trainer(training, directory),
           attack_steps=sizes.attack_steps,
           pictures=0,  # each turn would build a graph for them
           jit_compile=xla,
@@ -222,7 +228,7 @@ def train(arithmetic: str, sizes: Sizes) -> None:
 
         def trainer(config: Any = config, stack: Any = stack) -> Loop:
           run = stack.enter_context(opened(config, Cluster()))
-          return step_time.trainer_loop(run)
+          return trainer_loop(run)
 
         ours, theirs = f"trainer_{name}", f"bare_{name}"
         loops = {
