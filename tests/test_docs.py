@@ -47,7 +47,7 @@ EXAMPLES = [
 TRAINING = "model, metrics = "  # in each example that trains
 # Of the launcher, tfrecords/, the data service, benchmarks/ and pip, not of run_dat.py.
 OTHER_FLAGS = {"flagfile", "help", "num_workers", "source", "output_dir", "host"}
-OTHER_FLAGS |= {"skip_bad_images", "json", "tiny"}
+OTHER_FLAGS |= {"skip_bad_images", "json", "tiny", "max_restarts", "restart_backoff"}
 
 
 def _hook():
