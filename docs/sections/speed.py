@@ -59,8 +59,8 @@ Speeds are medians.
 Where a difference comes from: in one process, the versions in turns, PGD-10 alone on
 small_cnn, of 32 images of 8 x 8 pixels and of 128 of 28 x 28; and a thousand sines of
 one number each, which are TensorFlow's own work for an operation. Between two workers
-on this host, the reduction of that network's gradient
-({figures["operations_machine"]}).
+on this host, the reduction of that network's gradient. Medians of three turns, while
+other programs ran ({figures["operations_machine"]}).
 
 {table(parts)}
 
