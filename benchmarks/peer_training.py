@@ -16,6 +16,7 @@ import numpy as np
 import peer_processes
 
 from dat_tf.base.errors import UserError
+from dat_tf.models import precision
 
 EPSILON, TEST_STEP_SIZE, TEST_STEPS = 0.1, 0.0125, 20
 BATCH, LONGEST = 128, 10  # the peer's batch, and its most epochs
@@ -57,6 +58,8 @@ def ours(data: str, flagfile: str, workers: int, directory: str) -> tuple[float,
 
 def fastest_form(python: str, spec: dict[str, Any], directory: str) -> str:
   """In which arithmetic a peer's attack is the fastest on this machine."""
+  if not precision.is_native():
+    return _FORMS[0]  # what is emulated is slower
   case = loops.Case(spec["network"], spec["shape"], BATCH, _TRIAL)
   images, labels = case.data()
   data = os.path.join(directory, "trial.npz")

@@ -62,7 +62,8 @@ train: seconds until 70 % (--target) of Fashion-MNIST's test images withstand PG
 --experiment, whole. The peer is a loop by hand in PyTorch, channels_last: SGD with
 momentum on adversarial images alone, PGD-7 in the faster of float32 and bfloat16, batch
 128, a constant rate of 0.05; it is looked at each quarter of an epoch. Its seconds are
-those of the process's start and of training. No evaluation counts on either side.
+those of the process's start and of training. No evaluation counts on either side. The
+two recipes differ, not the programs alone.
 
 JSON keys:
   seconds_to_70, peer_seconds_to_70    only where it was reached
