@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --json=gpu.json
 
 **No GPU was available to run this.** Only --tiny was run, on CPUs: the same parts with
-small networks, which takes about two minutes and whose figures say nothing.
+small networks, which takes a few minutes and whose figures say nothing.
 
 Each part runs in a process of its own for a limited time, on the first GPU. What it has
 measured by then counts. A crash, a lack of memory, an exception or the end of its time
@@ -234,13 +234,7 @@ def environment_of(part: str) -> dict[str, str]:
     visible = "-1"
   elif part not in _ON_ALL_GPUS:
     visible = visible.split(",")[0] or "0"
-  environment = {
-    "TF_CPP_MIN_LOG_LEVEL": "1",
-    # Otherwise a process takes all of a GPU's memory, and leaves none for the process
-    # in which bfloat16 is tried.
-    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-    **os.environ,
-  }
+  environment = {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ}
   return {**environment, "CUDA_VISIBLE_DEVICES": visible} if visible else environment
 
 

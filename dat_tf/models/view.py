@@ -201,7 +201,8 @@ def _convolution(layer: Any, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   """
   size = layer.kernel_size
   is_plain = layer.padding == "same" and layer.strides == layer.dilation_rate == (1, 1)
-  if not (is_plain and kernel.shape[2] == 1 and size[0] % 2 == size[1] % 2 == 1):
+  is_plain &= size[0] % 2 == size[1] % 2 == 1 and x.shape[1:].is_fully_defined()
+  if not (is_plain and kernel.shape[2] == 1):
     return layer.convolution_op(x, kernel)
 
   @tf.custom_gradient
