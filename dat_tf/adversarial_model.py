@@ -12,6 +12,7 @@ model.fit(dataset, epochs=10)
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any, Callable, Optional, Union
 
@@ -156,7 +157,8 @@ class AdversarialModel(keras.Model):
     self._prepare = prepare or (lambda batch: batch)
     self._seed, self._clip_norm = seed, clip_norm
     compat.report_first_replica(self)
-    self._totals = tf.Variable(
+    # Of the epoch so far, the `Sums` over all replicas.
+    self.totals = tf.Variable(
       tf.zeros(len(Sums._fields)),
       trainable=False,
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
@@ -172,6 +174,21 @@ class AdversarialModel(keras.Model):
   def objective(self) -> Objective:
     """What training minimises."""
     return self._objective
+
+  @property
+  def replica_state(self) -> dict[str, list[tf.Variable]]:
+    """What each replica keeps for itself between two steps, by kind.
+
+    To go on exactly where training was each replica needs its own values again.
+    """
+    attack = self._attack
+    return {
+      "totals": [self.totals],
+      "statistics": batch_norm.statistics(self.classifier),
+      "average": self.average.statistics if self.average else [],
+      "residual": getattr(self.all_reduce, "residual", []),
+      "attack": list(attack.state) if isinstance(attack, TrainingPass) else [],
+    }
 
   def compile(
     self, optimizer: keras.optimizers.legacy.Optimizer, **kwargs: Any
@@ -314,12 +331,32 @@ class AdversarialModel(keras.Model):
     return logs
 
   def fit(
-    self, *args: Any, callbacks: Any = None, **kwargs: Any
+    self, *args: Any, callbacks: Any = None, initial_step: int = 0, **kwargs: Any
   ) -> keras.callbacks.History:
-    """As `tf.keras.Model.fit`; callbacks of all workers agree at each epoch's end."""
+    """As `tf.keras.Model.fit`; callbacks of all workers agree at each epoch's end.
+
+    Args:
+      *args: as `tf.keras.Model.fit`.
+      callbacks: as `tf.keras.Model.fit`.
+      initial_step: number of steps of the first epoch that were done before; the data
+        begins behind them, and the figures count what `totals` has of them.
+      **kwargs: as `tf.keras.Model.fit`.
+    """
     given = tf.nest.flatten(callbacks) if callbacks else []
-    callbacks = [AverageStatistics(), *given, Agreement()]
-    return super().fit(*args, callbacks=callbacks, **kwargs)
+    fit = functools.partial(super().fit, *args, **kwargs)
+    if not initial_step:
+      return fit(callbacks=[AverageStatistics(), *given, Agreement()])
+    before = tf.identity(self.totals)
+    # Keras clears the figures before each epoch.
+    keep = keras.callbacks.LambdaCallback(
+      on_epoch_begin=lambda epoch, logs: (
+        epoch == kwargs.get("initial_epoch", 0) and self.totals.assign(before)
+      )
+    )
+    fit = functools.partial(
+      fit, callbacks=[AverageStatistics(), keep, *given, Agreement()]
+    )
+    return compat.begin_at_step(self, initial_step, fit)
 
   def evaluate(self, *args: Any, **kwargs: Any) -> Any:
     """As `tf.keras.Model.evaluate`, of `final_weights`."""
@@ -362,11 +399,11 @@ class AdversarialModel(keras.Model):
   def reset_metrics(self) -> None:
     """Keras calls this before each epoch and each evaluation."""
     super().reset_metrics()
-    self._totals.assign(tf.zeros_like(self._totals))
+    self.totals.assign(tf.zeros_like(self.totals))
 
   def _add(self, sums: Sums) -> Sums:
     """Adds a batch's sums to the epoch's, and returns those."""
-    return Sums.unstacked(self._totals.assign_add(sums.stacked()))
+    return Sums.unstacked(self.totals.assign_add(sums.stacked()))
 
   def _unpack(self, data: Any, step: tf.Tensor) -> Batch:
     outputs = self.classifier.outputs  # None of a subclass

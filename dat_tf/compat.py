@@ -152,6 +152,22 @@ def report_first_replica(model: tf.keras.Model) -> None:
   model.distribute_reduction_method = "first"
 
 
+def begin_at_step(model: tf.keras.Model, step: int, fit: Callable[[], T]) -> T:
+  """Runs `fit()`, whose first epoch begins at its step `step`, counted from 0.
+
+  Versions: Keras 2, all. Needed since `fit` has an `initial_epoch` but no step in it;
+  Keras asks this method where a run goes on. Waits for an `initial_step`.
+  """
+  hook = "_maybe_load_initial_counters_from_ckpt"
+  if not hasattr(model, hook):
+    raise AttributeError(f"Keras has no {hook}: no run can begin within an epoch.")
+  object.__setattr__(model, hook, lambda steps, epoch: (epoch, step))
+  try:
+    return fit()
+  finally:
+    object.__delattr__(model, hook)
+
+
 def make_slots(
   optimizer: tf.keras.optimizers.legacy.Optimizer, variables: list[tf.Variable]
 ) -> None:
@@ -194,7 +210,16 @@ def local_value(variable: tf.Variable) -> tf.Tensor:
   MultiWorkerMirroredStrategy is a collective, for which all workers must come. Waits
   for `experimental_local_results` outside of a strategy's scope.
   """
-  return getattr(variable, "values", [variable])[0].read_value()
+  return local_variables(variable)[0].read_value()
+
+
+def local_variables(variable: tf.Variable) -> list[tf.Variable]:
+  """The variables of this worker's replicas that make up a distributed one.
+
+  Versions: all. Needed to give each replica the value that was its own. Waits for
+  `experimental_local_results` outside of a strategy's scope.
+  """
+  return list(getattr(variable, "values", [variable]))
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:

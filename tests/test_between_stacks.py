@@ -35,7 +35,7 @@ from dat_tf.program.run import opened
 path, *flags = sys.argv[1:]
 cluster = Cluster.from_environment()
 with opened(config_lib.parse(["run_dat.py", *flags]), cluster) as run:
-  assert run.trainee.restored_epochs() == 1
+  assert run.trainee.restored() == (1, 0)
 model = run.trainee.model
 optimizer, classifier = model.optimizer, model.classifier
 values = {f"weight{i}": v for i, v in enumerate(classifier.weights)}

@@ -127,6 +127,33 @@ class ModelTest(tf.test.TestCase):
     self.assertEqual(first, 0)
     self.assertNotEqual(reduced, 0)
 
+  def test_an_epoch_may_begin_at_a_step(self):
+    steps = []
+    model = compat.keras.Sequential([compat.keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    data = tf.data.Dataset.from_tensors((np.ones((2, 1)), np.ones(2))).repeat()
+    note = compat.keras.callbacks.LambdaCallback(
+      on_epoch_begin=lambda epoch, logs: steps.append([epoch]),
+      on_train_batch_end=lambda batch, logs: steps[-1].append(batch),
+    )
+
+    def fit():
+      return model.fit(
+        data,
+        initial_epoch=1,
+        epochs=3,
+        steps_per_epoch=4,
+        callbacks=[note],
+        verbose=0,
+      )
+
+    compat.begin_at_step(model, 2, fit)
+    self.assertEqual(steps, [[1, 2, 3], [2, 0, 1, 2, 3]])
+    # Once only.
+    steps.clear()
+    fit()
+    self.assertEqual(steps[0], [1, 0, 1, 2, 3])
+
   def test_layer_and_inputs(self):
     layers = compat.keras.layers
     first, second = compat.keras.Input((3,)), compat.keras.Input((3,))
@@ -176,6 +203,13 @@ class OptimizerTest(tf.test.TestCase):
 
 
 class StrategyTest(tf.test.TestCase):
+  def test_local_variables(self):
+    with _with_two_replicas().scope():
+      variable = tf.Variable(3.0)
+    self.assertEqual([float(each) for each in compat.local_variables(variable)], [3, 3])
+    plain = tf.Variable(1.0)
+    self.assertIs(compat.local_variables(plain)[0], plain)
+
   def test_local_value_and_replicas(self):
     strategy = _with_two_replicas()
     with strategy.scope():

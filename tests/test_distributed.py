@@ -21,6 +21,7 @@ from dat_tf.models import batch_norm, make_model
 from dat_tf.objectives import CleanTraining
 from dat_tf.optimizers import LAMB
 from dat_tf.program import evaluating, training
+from dat_tf.program.checkpoint_files import Position
 from dat_tf.program.checkpointing import Checkpoints
 from dat_tf.program.run import opened
 from dat_tf.workers import joined
@@ -117,9 +118,13 @@ def _train_with_batch_norm(worker, strategy):
     distributed, epochs=4, steps_per_epoch=3, callbacks=callbacks, verbose=0
   )
   with tempfile.TemporaryDirectory() as directory:
-    tracked = {"classifier": model.classifier, "optimizer": model.optimizer}
-    checkpoints = Checkpoints(directory, tracked, is_chief=worker == 0)
-    checkpoints.save(1)
+    tracked = {"classifier": model.classifier}
+    copies = {"classifier": tf.keras.models.clone_model(model.classifier)}
+    checkpoints = Checkpoints(
+      directory, tracked, copies if worker == 0 else None, worker=worker
+    )
+    checkpoints.save(Position(1))
+    checkpoints.finish()
     files = sorted(os.listdir(directory))
   return {
     "before": before[0],

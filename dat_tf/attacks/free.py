@@ -56,6 +56,7 @@ class Free(TrainingPass):
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
       name="free_perturbation",
     )
+    self.state = [self._delta]
 
   def __call__(self, batch: Batch, min_max: MinMax) -> Pass:
     adversarial = self._ball.project(batch.images, batch.images + self._delta)

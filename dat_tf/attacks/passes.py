@@ -10,6 +10,7 @@ training step they are all alike:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Callable, NamedTuple, Optional, Protocol, Union
 
 import tensorflow as tf
@@ -74,7 +75,13 @@ class MinMax:
 
 
 class TrainingPass:
-  """Finds adversarial images, and takes the pass that trains at them."""
+  """Finds adversarial images, and takes the pass that trains at them.
+
+  Attributes:
+    state: variables that each replica keeps for itself between two steps.
+  """
+
+  state: Sequence[tf.Variable] = ()
 
   def __call__(self, batch: Batch, min_max: MinMax) -> Pass:
     """The loss and the gradients of this batch's step."""

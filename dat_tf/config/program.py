@@ -101,6 +101,17 @@ class ProgramSettings:
   checkpoints_to_keep: int = integer(
     2, "Number of newest checkpoints that are kept.", lower=1, may_change=True
   )
+  checkpoint_steps: int = integer(
+    0,
+    "Steps between two checkpoints within an epoch; 0 saves at each epoch's end alone.",
+    may_change=True,
+  )
+  checkpoint_minutes: float = number(
+    0,
+    "Minutes between two checkpoints within an epoch, instead of checkpoint_steps; 0 "
+    "saves at each epoch's end alone.",
+    may_change=True,
+  )
   verify_every: int = integer(
     0,
     "Steps between two comparisons of all weights over the workers, by a checksum; 0 "
@@ -204,6 +215,10 @@ def contradictions(settings: Settings) -> Refusals:
   yield (
     unknown := ", ".join(sorted({*settings.export_formats} - {*EXPORT_FORMATS})),
     f"--export_formats: there is no {unknown}; choose of {', '.join(EXPORT_FORMATS)}.",
+  )
+  yield (
+    settings.checkpoint_steps and settings.checkpoint_minutes,
+    "--checkpoint_steps and --checkpoint_minutes do not go together: choose one.",
   )
   yield (
     settings.export_formats and settings.mode != "export",

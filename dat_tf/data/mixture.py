@@ -37,12 +37,12 @@ def mixed(
   return pairs.map(join, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def replayed(dataset: tf.data.Dataset, replays: int) -> tf.data.Dataset:
-  """Each of a dataset's batches `replays` times in a row."""
+def replayed(dataset: tf.data.Dataset, replays: int, done: int = 0) -> tf.data.Dataset:
+  """Each of a dataset's batches `replays` times in a row, the first `done` less."""
   if replays == 1:
     return dataset
   return dataset.flat_map(
     lambda *batch: tf.data.Dataset.from_tensors(
       batch[0] if len(batch) == 1 else batch
     ).repeat(replays)
-  )
+  ).skip(done)

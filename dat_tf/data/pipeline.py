@@ -35,7 +35,8 @@ Every element of a dataset is a dictionary of batched tensors:
 
 All randomness hangs on (seed, epoch) and (seed, epoch, example_id), none on the past.
 So the same seed gives the same stream, bit for bit, and a run that starts again at some
-epoch reads what the unbroken run would have read.
+batch reads what the unbroken run would have read. What comes before that batch in its
+epoch is read and shuffled, but not decoded.
 
 What it holds in memory: the shuffle buffer's images as they are stored (10,000 JPEGs
 of 110 kB are 1.1 GB), a quarter of a megabyte and a few records of each of the 16
@@ -164,6 +165,7 @@ def training_dataset(
   first_epoch: int,
   last_epoch: int,
   shuffle_buffer: int,
+  first_batch: int = 0,
   data_service: Optional[str] = None,
 ) -> tf.data.Dataset:
   """Augmented batches of a shard, in a new order each epoch, one epoch upon another.
@@ -186,11 +188,14 @@ def training_dataset(
     first_epoch: The epoch to start at, from 0.
     last_epoch: The epoch before which to stop.
     shuffle_buffer: Records in the shuffle buffer; 0 reads the files in order instead.
+    first_batch: The batch of the first epoch to start at, from 0. With a data service,
+      whose order is never the same, as many batches are left out, but not the same.
     data_service: HOST:PORT of the dispatcher of a tf.data service, as `service` starts
       it; None does all work here.
 
   Returns:
-    (last_epoch - first_epoch) * batches_per_epoch batches, as the module describes.
+    (last_epoch - first_epoch) * batches_per_epoch - first_batch batches, as the module
+    describes.
 
   Raises:
     UserError: The data service does not answer.
@@ -217,16 +222,17 @@ def training_dataset(
     served = service.distribute(examples, data_service).concatenate(fillers)
     return served.map(_scaled, tf.data.AUTOTUNE).unbatch().take(total)
 
-  num_batches = (last_epoch - first_epoch) * batches_per_epoch
+  num_batches = (last_epoch - first_epoch) * batches_per_epoch - first_batch
+  done = first_batch * batch_size
   if data_service is None:
     epochs = tf.data.Dataset.range(first_epoch, last_epoch)
-    stream = _decoded(epochs.flat_map(one_epoch), reading)
+    stream = _decoded(epochs.flat_map(one_epoch).skip(done), reading)
     return _batches(stream, batch_size, num_batches)
   stream = functools.reduce(
     tf.data.Dataset.concatenate,
     map(one_epoch_by_service, range(first_epoch, last_epoch)),
   )
-  return _batches(stream, batch_size, num_batches, is_served=True)
+  return _batches(stream.skip(done), batch_size, num_batches, is_served=True)
 
 
 def continuous_dataset(
@@ -238,6 +244,7 @@ def continuous_dataset(
   first_epoch: int,
   last_epoch: int,
   shuffle_buffer: int,
+  first_batch: int = 0,
 ) -> tf.data.Dataset:
   """Augmented batches of a shard whose size has nothing to do with an epoch's.
 
@@ -246,7 +253,7 @@ def continuous_dataset(
   result and errors are otherwise those of `training_dataset`.
   """
   total = batches_per_epoch * batch_size
-  start, end = first_epoch * total, last_epoch * total
+  start, end = first_epoch * total + first_batch * batch_size, last_epoch * total
   first_pass, done = divmod(start, shard.num_examples)
   last_pass = end // shard.num_examples
 
@@ -256,7 +263,7 @@ def continuous_dataset(
   examples = tf.data.Dataset.range(first_pass, last_pass + 1).flat_map(one_pass)
   places = tf.data.Dataset.range(start, end).map(lambda place: (place // total, 1.0))
   stream = _decoded(tf.data.Dataset.zip((examples.skip(done), places)), reading)
-  return _batches(stream, batch_size, (last_epoch - first_epoch) * batches_per_epoch)
+  return _batches(stream, batch_size, (end - start) // batch_size)
 
 
 def evaluation_dataset(

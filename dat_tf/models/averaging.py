@@ -52,6 +52,15 @@ class WeightAverage(tf.Module):
       for weight in self._weights
     ]
 
+  @property
+  def statistics(self) -> list[tf.Variable]:
+    """The averages that differ from replica to replica: those of statistics."""
+    return [
+      average
+      for average, weight in zip(self._averages, self._weights)
+      if weight.synchronization == tf.VariableSynchronization.ON_READ
+    ]
+
   def update(self, step: tf.Tensor) -> None:
     """Counts the weights as they are after so many training steps; on each replica."""
     since = tf.cast(step, tf.int64) - 1 - self._start

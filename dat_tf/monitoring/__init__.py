@@ -6,7 +6,7 @@ from dat_tf.monitoring.progress import Progress
 from dat_tf.monitoring.results import read_results, update_results
 from dat_tf.monitoring.step_clock import StepClock
 from dat_tf.monitoring.summary import Summary, log_evaluation
-from dat_tf.monitoring.tensorboard import Scalars
+from dat_tf.monitoring.tensorboard import Scalars, forget_later
 
 __all__ = [
   "Attacked",
@@ -16,6 +16,7 @@ __all__ = [
   "Scalars",
   "StepClock",
   "Summary",
+  "forget_later",
   "log_evaluation",
   "picture_grid",
   "read_results",

@@ -59,6 +59,7 @@ class Summary(hp.KerasCallback):
       for name in ("accuracy", "robust_accuracy"):
         if name in (logs or {}):
           tf.summary.scalar(f"training/{name}", float((logs or {})[name]), epoch + 1)
+    self._scalars.flush()  # before the checkpoint of this epoch is there
 
 
 def log_evaluation(

@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
+from dat_tf.base import files
 from dat_tf.compat import keras, takes_tensors
 from dat_tf.monitoring.pictures import Attacked, picture_grid
 
@@ -99,6 +100,7 @@ class Scalars(keras.callbacks.Callback):
         tf.summary.scalar(name, value, step)
       if ratios:
         tf.summary.histogram("trust_ratios", list(ratios.values()), step)
+    self._train.flush()  # before a checkpoint of this step is there
     self._restart_clock()
 
   def _step(self) -> int:
@@ -114,3 +116,38 @@ class Scalars(keras.callbacks.Callback):
   def _trust_ratios(self) -> dict[str, tf.Variable]:
     optimizer = self.model.optimizer
     return optimizer.trust_ratios() if hasattr(optimizer, "trust_ratios") else {}
+
+
+def forget_later(directory: str, step: int, epochs: int) -> None:
+  """Removes what a run has written of steps that it is to do again.
+
+  Args:
+    directory: TensorBoard's log directory of the run, in which nobody writes now.
+    step: that of the checkpoint from which the run goes on.
+    epochs: the number that was done by then.
+  """
+  for folder, last in (("train", step), ("test", step), ("summary", epochs)):
+    path = os.path.join(directory, folder)
+    for name in files.names(path):
+      if "tfevents" in name:
+        _cut(os.path.join(path, name), last)
+
+
+def _cut(path: str, last: int) -> None:
+  """Keeps the events of a file up to a step."""
+  records = []
+  try:
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+      records.append(record)
+    is_whole = True
+  except tf.errors.DataLossError:  # the run was killed while it wrote
+    is_whole = False
+  kept = [
+    record for record in records if tf.compat.v1.Event.FromString(record).step <= last
+  ]
+  if is_whole and len(kept) == len(records):
+    return
+  with files.complete_file(path) as temporary:
+    with tf.io.TFRecordWriter(temporary) as writer:
+      for record in kept:
+        writer.write(record)

@@ -1,206 +1,276 @@
-"""Checkpoints of a run, of which none that is damaged is ever taken."""
+"""Checkpoints of a run, written while it trains."""
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import os
-import re
-import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+import numpy as np
 import tensorflow as tf
 
 from dat_tf.base import files
 from dat_tf.base.errors import UserError, one_line
-from dat_tf.compat import keras, local_value
+from dat_tf.compat import keras, local_value, local_variables
+from dat_tf.program import checkpoint_files
+from dat_tf.program.checkpoint_files import (
+  ENTRY,
+  LIST,
+  START,
+  Position,
+  path_of_worker,
+  reader_of,
+  workers_of,
+)
+from dat_tf.workers.cluster import num_cores
 
-_FILE = re.compile(r"epoch-(\d+)\.(?:index|data-\d+-of-\d+)")
-_BEING_SAVED = re.compile(r"(epoch-\d+)_temp")
-_LIST = "checkpoint"  # TensorFlow's own tools look up the newest one there
+# Seconds until the chief must see the file of another worker that is still at work.
+_PATIENCE = 600.0
 
 
 class Checkpoints:
-  """The newest few checkpoints of a run: weights, optimizer and number of epochs done.
+  """The newest few checkpoints of a run.
 
-  A checkpoint is the files `epoch-N.index` and `epoch-N.data-*`. TensorFlow writes the
-  data under a temporary name, and the index last, with checksums of all: see `fault`.
-
-  All workers must save together, since to save batch-norm statistics means to average
-  them over all workers. Only the chief's files stay: the others write theirs to a
-  temporary directory of their own host.
+  They are written while training goes on, from copies on the host. What goes wrong
+  meanwhile is raised by the next `save` or `finish`.
   """
 
   def __init__(
     self,
     directory: str,
     tracked: Mapping[str, Any],
+    copies: Optional[Mapping[str, Any]] = None,
     *,
+    replica_state: Optional[Mapping[str, Sequence[tf.Variable]]] = None,
     keep: int = 2,
-    is_chief: bool = True,
+    worker: int = 0,
+    num_workers: int = 1,
   ):
     """Tracks a model and what belongs to it.
 
     Args:
       directory: where checkpoints are, or will be.
-      tracked: what is saved and restored, in place, by name: the classifier, and
-        whatever else has state, or None for what this run has not got. An optimizer
-        must have made its slots: made by the first step, they would be restored inside
-        its graph.
+      tracked: what all workers have alike, by name: the classifier, and whatever else
+        has state; it is saved and restored in place. An optimizer must have made its
+        slots: made by the first step, they would be restored inside its graph.
+      copies: the same by the same names, made outside of any strategy; the chief needs
+        them to save.
+      replica_state: as `AdversarialModel.replica_state`; None if nothing is kept so.
       keep: number of newest checkpoints kept.
-      is_chief: whether this worker's files stay, and it is the one that warns.
+      worker: the number of this one; 0 is the chief, which alone warns.
+      num_workers: how many there are.
     """
-    self._epochs = tf.Variable(0, dtype=tf.int64, trainable=False, name="epochs_done")
-    there = {name: item for name, item in tracked.items() if item is not None}
-    self._checkpoint = tf.train.Checkpoint(epochs=self._epochs, **there)
+    self._directory, self._keep = directory, keep
+    self._worker, self._num_workers = worker, num_workers
     self._classifier: keras.Model = tracked["classifier"]
-    self._directory, self._keep, self._is_chief = directory, keep, is_chief
+    self._live = tf.train.Checkpoint(**tracked)
+    self._state = dict(replica_state or {})
+    self._pairs: list[tuple[tf.Variable, tf.Variable]] = []
+    self._shared: Optional[tf.train.Checkpoint] = None
+    with tf.device("CPU:0"):
+      if copies is not None:
+        workers = tf.Variable([num_workers, self._replicas] if self._state else [0, 0])
+        self._shared = tf.train.Checkpoint(**copies, workers=workers)
+      own = {
+        kind: [self._copies(variable) for variable in variables]
+        for kind, variables in self._state.items()
+      }
+      self._own = tf.train.Checkpoint(**own, cores=tf.Variable(num_cores()))
+    for name, copy in (copies or {}).items():
+      live, copied = variables_of(tracked[name]), variables_of(copy)
+      assert [v.shape for v in live] == [v.shape for v in copied], name
+      self._pairs += zip(live, copied)
+    self._writing: Optional[threading.Thread] = None
+    self._error: Optional[Exception] = None
 
-  def restore(self) -> int:
-    """Restores the newest checkpoint that is whole; returns its epochs, 0 without one.
+  @property
+  def _replicas(self) -> int:
+    """Of this worker, and of each other one."""
+    variables = [v for each in self._state.values() for v in each]
+    return len(local_variables(variables[0]))
+
+  def _copies(self, variable: tf.Variable) -> list[tf.Variable]:
+    copies = []
+    for own in local_variables(variable):
+      copies.append(tf.Variable(own, trainable=False))
+      self._pairs.append((own, copies[-1]))
+    return copies
+
+  def newest(self, limit: Optional[Position] = None) -> Position:
+    """Where the newest checkpoint is that is whole as this worker sees it.
+
+    Args:
+      limit: where to begin to look; None is the newest there is.
+
+    Returns:
+      Its position, `START` if nothing was ever saved.
 
     Raises:
-      UserError: there are checkpoints, and all of them are damaged; or the newest is of
-        another network.
+      UserError: there are checkpoints, and all of them are damaged.
     """
-    newest = newest_whole(self._directory, warn=self._is_chief)
-    if newest is None:
-      return 0
+    mine = (self._worker, self._num_workers) if self._state else None
+    path = checkpoint_files.newest_whole(
+      self._directory, warn=self._worker == 0, limit=limit, worker=mine
+    )
+    return checkpoint_files.position(path) if path else START
+
+  def restore(self, there: Position) -> None:
+    """Restores a checkpoint that is whole.
+
+    Replicas get what was their own. If there are now others, all get the mean over all
+    that were, but nothing of what does not fit.
+
+    Raises:
+      UserError: it is of another network.
+    """
+    self.finish()
+    path = os.path.join(self._directory, there.name)
     try:
-      if not may_hold(newest, self._classifier):
+      if not checkpoint_files.may_hold(path, self._classifier):
         raise ValueError("its weights have other shapes")
-      status = self._checkpoint.read(newest).expect_partial()
+      status = self._live.read(path).expect_partial()
       status.assert_existing_objects_matched()
     except (ValueError, AssertionError) as error:
       raise UserError(
-        f"{newest} is of another network ({one_line(error)[:160]}): give the --model, "
+        f"{path} is of another network ({one_line(error)[:160]}): give the --model, "
         "--num_classes and images that it was trained with (--image_size, --channels)."
       ) from error
-    return int(self._epochs)
+    if self._state:
+      self._restore_own(path)
 
-  def save(self, epochs: int) -> None:
-    """Saves the state after so many epochs. Every worker must call it."""
-    self._epochs.assign(epochs)
-    if not self._is_chief:
-      with tempfile.TemporaryDirectory() as directory:
-        self._checkpoint.write(os.path.join(directory, f"epoch-{epochs}"))
+  def _restore_own(self, path: str) -> None:
+    count, replicas = workers_of(path)
+    if not count:  # of an earlier version, which kept the mean of the residual alone
+      residual = tf.train.Checkpoint(residual=list(self._state.get("residual", ())))
+      tf.train.Checkpoint(residual=residual).read(path).expect_partial()
       return
-    tf.io.gfile.makedirs(self._directory)
-    self._checkpoint.write(os.path.join(self._directory, f"epoch-{epochs}"))
+    is_same = (count, replicas) == (self._num_workers, self._replicas)
+    numbers = [self._worker] if is_same else range(count)
+    readers = [reader_of(path_of_worker(path, number, count)) for number in numbers]
+    for kind, variables in self._state.items():
+      for index, variable in enumerate(variables):
+        entries = [ENTRY.format(f"{kind}/{index}/{r}") for r in range(replicas)]
+        values = [
+          reader.get_tensor(entry)
+          for reader in readers
+          for entry in entries
+          if reader.has_tensor(entry)
+        ]
+        if not values or values[0].shape != variable.shape:
+          continue
+        mine = local_variables(variable)
+        if not is_same:
+          values = [np.mean(values, axis=0)] * len(mine)
+        for own, value in zip(mine, values):
+          own.assign(value)
+
+  def warning(self, there: Position) -> Optional[str]:
+    """What makes it doubtful that a run goes on from there as if never stopped."""
+    path = os.path.join(self._directory, there.name)
+    count, replicas = workers_of(path)
+    is_same = (count, replicas) == (self._num_workers, self._replicas)
+    if not is_same and self._worker:
+      return None  # the chief says so
+    if not count:
+      return f"{path} is of an earlier version, and lacks what single workers kept"
+    if not is_same:
+      return (
+        f"{path} is of {count} worker(s) of {replicas} replica(s), not of "
+        f"{self._num_workers} of {self._replicas}: the run goes on with the means of "
+        "what they kept"
+      )
+    reader = reader_of(path_of_worker(path, self._worker, count))
+    cores = int(reader.get_tensor(ENTRY.format("cores")))
+    if cores != num_cores():
+      return (
+        f"worker {self._worker} had {cores} core(s) when {path} was saved, and has "
+        f"{num_cores()} now: the last bits of what it computes will differ"
+      )
+    return None
+
+  def save(self, here: Position) -> None:
+    """Saves the state at some position; every worker must call it.
+
+    The state is the same on all workers but for `replica_state`, and no other step
+    begins before the call has ended.
+    """
+    self.finish()
+    if not self._pairs:
+      return
+    for variable, copy in self._pairs:
+      copy.assign(local_value(variable))
+    self._writing = threading.Thread(target=self._write, args=(here,))
+    self._writing.start()
+
+  def finish(self) -> None:
+    """Waits until what `save` began is written; raises what went wrong."""
+    if self._writing is not None:
+      self._writing.join()
+      self._writing = None
+    error, self._error = self._error, None
+    if error is not None:
+      raise error
+
+  def _write(self, here: Position) -> None:
+    path = os.path.join(self._directory, here.name)
+    count = self._num_workers
+    try:
+      tf.io.gfile.makedirs(self._directory)
+      if self._state:
+        self._own.write(path_of_worker(path, self._worker, count))
+      if self._shared is not None:
+        if self._state and not _seen(path, count):
+          return
+        self._shared.write(path)
+        self._forget_older(here)
+    except Exception as error:  # for the thread that trains
+      self._error = error
+
+  def _forget_older(self, newest: Position) -> None:
     # Later ones are damaged, or this one would not have been made: they go when their
     # turn comes.
-    there = [number for number in present(self._directory) if number <= epochs]
+    present = checkpoint_files.present(self._directory)
+    there = [each for each in present if each <= newest]
     kept = sorted(there[: self._keep])
     files.write_text(
-      os.path.join(self._directory, _LIST),
-      f'model_checkpoint_path: "epoch-{epochs}"\n'
-      + "".join(f'all_model_checkpoint_paths: "epoch-{number}"\n' for number in kept),
+      os.path.join(self._directory, LIST),
+      f'model_checkpoint_path: "{newest.name}"\n'
+      + "".join(f'all_model_checkpoint_paths: "{each.name}"\n' for each in kept),
     )
-    for number in there[self._keep :]:
-      _remove(self._directory, f"epoch-{number}.")
+    for each in there[self._keep :]:
+      checkpoint_files.remove(self._directory, each.name)
 
 
-def present(directory: str) -> list[int]:
-  """The epochs after which checkpoints, whole or not, were saved; newest first."""
-  matches = map(_FILE.fullmatch, files.names(directory))
-  return sorted({int(match[1]) for match in matches if match}, reverse=True)
+def variables_of(item: Any) -> list[tf.Variable]:
+  """The variables of a model, an optimizer, a module, or of a variable itself."""
+  if isinstance(item, tf.Variable):
+    return [item]
+  variables = item.variables
+  return list(variables() if callable(variables) else variables)
 
 
-def newest_whole(
-  directory: str,
-  *,
-  warn: bool = True,
-  remedy: str = "choose another --model_dir, or clear this one with --overwrite",
-) -> Optional[str]:
-  """The newest checkpoint that can be restored; None if nothing was ever saved.
-
-  Args:
-    directory: of checkpoints.
-    warn: whether to print a line for each damaged one that is passed over.
-    remedy: what to do, if the files cannot be put back, where none is whole.
-
-  Returns:
-    Its path, without the endings of its files.
+def _seen(path: str, count: int) -> bool:
+  """Waits for the files of all workers; False if this program ends meanwhile.
 
   Raises:
-    UserError: there are checkpoints, and none is whole, or a file cannot be opened.
+    UserError: one does not come.
   """
-  faults: list[str] = []
-  for epochs in present(directory):
-    path = os.path.join(directory, f"epoch-{epochs}")
-    found = fault(path)
-    if found is None:
-      for passed_over in faults if warn else ():
-        print(f"Warning: {passed_over}. epoch-{epochs} is used instead.", flush=True)
-      return path
-    faults.append(found)
-  if not faults and _LIST in files.names(directory):
-    faults = [f"{directory}/{_LIST} is there, but no checkpoint"]
-  if faults:
-    raise UserError(
-      f"{faults[0]}, and no other checkpoint is whole: put the files back, {remedy}."
-    )
-  return None
-
-
-def fault(path: str) -> Optional[str]:
-  """What is wrong with a checkpoint, naming its file; None if nothing is.
-
-  All of it is read: TensorFlow keeps a CRC-32C of each tensor, and of each block of the
-  index that holds these.
-
-  Raises:
-    UserError: a file is there, but may not be read.
-  """
-  directory, name = os.path.split(path)
-  data = [f for f in files.names(directory) if f.startswith(f"{name}.data-")]
-  file = f"{path}.index"
-  try:
-    for each in (file, *(os.path.join(directory, one) for one in data)):
-      with tf.io.gfile.GFile(each, "rb") as opened:
-        opened.read(1)
-    reader = _reader(path)
-    file = os.path.join(directory, data[0]) if data else f"{path}.data-00000-of-00001"
-    for tensor in reader.get_variable_to_shape_map():
-      reader.get_tensor(tensor)
-  except tf.errors.PermissionDeniedError as error:
-    raise UserError(f"{file} may not be read: {one_line(error)}.") from None
-  except tf.errors.NotFoundError:
-    return f"{file} is missing"
-  except Exception as error:  # damage shows in any way
-    return f"{file} is damaged ({one_line(error)[:120]})"
-  return None
-
-
-def may_hold(path: str, model: keras.Model) -> bool:
-  """Whether among the shapes in a checkpoint are those of all of a model's weights."""
-  stored = map(tuple, _reader(path).get_variable_to_shape_map().values())
-  return not (
-    collections.Counter(tuple(weight.shape) for weight in model.weights)
-    - collections.Counter(stored)
-  )
-
-
-def _reader(path: str) -> Any:
-  # `tf.train.load_checkpoint` takes a path in some object stores for a directory.
-  return tf.compat.v1.train.NewCheckpointReader(path)
-
-
-def remove_leftovers(directory: str) -> None:
-  """Removes what a killed run's save has left; no run may be saving there now."""
-  for match in filter(None, map(_BEING_SAVED.fullmatch, files.names(directory))):
-    # Data without an index, which is written last.
-    if f"{match[1]}.index" not in files.names(directory):
-      _remove(directory, f"{match[1]}.")
-    tf.io.gfile.rmtree(os.path.join(directory, match[0]))
-
-
-def _remove(directory: str, prefix: str) -> None:
-  # The index first: data alone are no checkpoint.
-  names = [name for name in files.names(directory) if name.startswith(prefix)]
-  for name in sorted(names, key=lambda name: not name.endswith(".index")):
-    tf.io.gfile.remove(os.path.join(directory, name))
+  deadline = time.monotonic() + _PATIENCE
+  for number in range(count):
+    index = f"{path_of_worker(path, number, count)}.index"
+    while not tf.io.gfile.exists(index):
+      if not threading.main_thread().is_alive():
+        return False
+      if time.monotonic() > deadline:
+        raise UserError(
+          f"{index} was not seen in {_PATIENCE:g} s: --model_dir must be one directory "
+          "that all workers share."
+        )
+      time.sleep(0.01)
+  return True
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

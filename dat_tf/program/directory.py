@@ -28,7 +28,7 @@ from dat_tf.base import files
 from dat_tf.base.errors import UserError
 from dat_tf.evaluation import outcomes
 from dat_tf.monitoring import read_results
-from dat_tf.program import checkpointing, exporting
+from dat_tf.program import checkpoint_files, exporting
 from dat_tf.program.locking import Lock
 from dat_tf.workers.joined import Workers
 
@@ -94,7 +94,7 @@ def claim(config: config_lib.Settings) -> Lock:
           _remove(os.path.join(model_dir, name))
       there = config.directory
       for path in (there.checkpoints, there.best):
-        checkpointing.remove_leftovers(path)
+        checkpoint_files.remove_leftovers(path)
       exporting.remove_leftovers(model_dir)
       kept = there.checkpoints, there.best, there.evaluation, there.plots
       for path in (model_dir, *kept):
@@ -117,7 +117,7 @@ def check(config: config_lib.Settings, *, warn: bool = True) -> None:
   """
   model_dir = config.model_dir
   # Settings bind a later run only once there is a checkpoint.
-  checkpoints = checkpointing.present(config.directory.checkpoints)
+  checkpoints = checkpoint_files.present(config.directory.checkpoints)
   if config.model_path or checkpoints:
     is_known = config_lib.check_against_saved(config)
     if checkpoints and not is_known and warn:

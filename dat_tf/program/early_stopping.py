@@ -7,7 +7,8 @@ from typing import Any, Optional
 import tensorflow as tf
 
 from dat_tf.compat import keras
-from dat_tf.program.checkpointing import Checkpoints, newest_whole
+from dat_tf.program.checkpoint_files import Position, newest_whole, position
+from dat_tf.program.checkpointing import Checkpoints
 
 
 class EarlyStopping(keras.callbacks.Callback):
@@ -39,22 +40,27 @@ class EarlyStopping(keras.callbacks.Callback):
     """
     super().__init__()
     self._accuracy = tf.Variable(-1.0, trainable=False, name="robust_accuracy")
+    copies = None
+    if is_chief:
+      with tf.device("CPU:0"):
+        copies = {
+          "classifier": keras.models.clone_model(classifier),
+          "robust_accuracy": tf.Variable(-1.0, trainable=False),
+        }
     self._checkpoints = Checkpoints(
       directory,
       {"classifier": classifier, "robust_accuracy": self._accuracy},
+      copies,
       keep=1,
-      is_chief=is_chief,
+      worker=0 if is_chief else 1,
     )
     self._patience = patience
     self.best_epoch = 0
     newest = newest_whole(directory, warn=is_chief)
     if newest:
-      best = tf.train.Checkpoint(
-        epochs=(epochs := tf.Variable(0, dtype=tf.int64)),
-        robust_accuracy=self._accuracy,
-      )
+      best = tf.train.Checkpoint(robust_accuracy=self._accuracy)
       best.read(newest).expect_partial()
-      self.best_epoch = int(epochs)
+      self.best_epoch = position(newest).epochs
 
   def is_over(self, epochs: int) -> bool:
     """Whether training ends after so many epochs."""
@@ -68,10 +74,13 @@ class EarlyStopping(keras.callbacks.Callback):
       self._accuracy.assign(accuracy)
       self.best_epoch = epoch + 1
       with self.model.final_weights():
-        self._checkpoints.save(self.best_epoch)
+        self._checkpoints.save(Position(self.best_epoch))
+      # The checkpoint after this epoch must not be there before the best weights are.
+      self._checkpoints.finish()
     elif self.is_over(epoch + 1):
       self.model.stop_training = True
 
   def restore(self) -> None:
     """Gives the classifier the best weights, if any were kept."""
-    self._checkpoints.restore()
+    if self.best_epoch:
+      self._checkpoints.restore(Position(self.best_epoch))

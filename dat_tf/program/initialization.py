@@ -10,7 +10,7 @@ from dat_tf.base.errors import UserError, one_line
 from dat_tf.base.run_directory import RunDirectory
 from dat_tf.compat import keras
 from dat_tf.models.stored import UnopenedError, load_keras
-from dat_tf.program import checkpointing
+from dat_tf.program import checkpoint_files
 
 
 def source_model(
@@ -42,7 +42,9 @@ def source_model(
   is_run = tf.io.gfile.exists(export)
   newest = None
   if not is_run:
-    newest = checkpointing.newest_whole(checkpoints, remedy="or give an exported model")
+    newest = checkpoint_files.newest_whole(
+      checkpoints, remedy="or give an exported model"
+    )
   if newest:
     settings = config_lib.load(initialize_from)
     if settings is None:
@@ -58,7 +60,7 @@ def source_model(
         "give its export, which --mode=export makes."
       )
     model = models.make_model(settings.model, image_shape, settings.num_classes)
-    if not checkpointing.may_hold(newest, model):
+    if not checkpoint_files.may_hold(newest, model):
       raise UserError(
         f"--initialize_from={initialize_from} has the weights of another network than "
         f"{settings.model} for images of shape {tuple(image_shape)}: bring the images "

@@ -150,14 +150,23 @@ class Inputs:
       for bad in bad_records:
         print(f"Left out: {bad}", flush=True)
 
-  def training_batches(self, first_epoch: int) -> tf.data.Dataset:
-    """Batches for a replica of this worker, of all epochs that are left."""
+  def training_batches(self, first_epoch: int, first_step: int = 0) -> tf.data.Dataset:
+    """Batches for a replica of this worker, of all steps that are left.
+
+    Args:
+      first_epoch: the epoch to start at, from 0.
+      first_step: its step to start at, from 0.
+    """
     config, source = self._config, self.train
     assert source is not None
     augmentation = config_lib.make_augmentation(config)
+    local = self._workers.num_local_replicas
+    # A step takes a batch for each replica.
+    first_batch, replayed = divmod(first_step * local, self._replays)
     common = {
-      "batches_per_epoch": source.steps * self._workers.num_local_replicas,
+      "batches_per_epoch": source.steps * local,
       "first_epoch": first_epoch,
+      "first_batch": first_batch,
       "last_epoch": config.epochs,
       "shuffle_buffer": config.shuffle_buffer,
     }
@@ -177,7 +186,7 @@ class Inputs:
         **common,
       )
       dataset = mixture.mixed(dataset, others, config.num_classes)
-    return mixture.replayed(dataset, self._replays)
+    return mixture.replayed(dataset, self._replays, replayed)
 
   def evaluation_batches(
     self, source: Source, batch_size: Optional[int] = None

@@ -19,7 +19,7 @@ from dat_tf.compat import keras
 from dat_tf.data import records
 from dat_tf.data.examples import PROBABILITIES
 from dat_tf.monitoring import update_results
-from dat_tf.program import checkpointing, directory
+from dat_tf.program import checkpoint_files, directory
 from dat_tf.program.inputs import Inputs
 from dat_tf.program.trainee import Trainee, build_model
 from dat_tf.workers import joined
@@ -105,7 +105,9 @@ class Run:
 
   def diverged(self, what: str) -> UserError:
     checkpoints = self.config.directory.checkpoints
-    newest = [f"{checkpoints}/epoch-{n}" for n in checkpointing.present(checkpoints)]
+    newest = [
+      f"{checkpoints}/{each.name}" for each in checkpoint_files.present(checkpoints)
+    ]
     return UserError(
       f"{what}: lower --learning_rate or lengthen --warmup_epochs; last good "
       f"checkpoint: {newest[0] if newest else 'none'}."
@@ -143,7 +145,8 @@ def opened(config: config_lib.Settings, cluster: Cluster) -> Iterator[Run]:
   with directory.claimed(config, workers) as check_claim:
     trainee = None
     if model is not None:
-      trainee = Trainee(config, workers, model, check_claim)
+      steps = inputs.steps_per_epoch
+      trainee = Trainee(config, workers, model, steps, check_claim)
     yield Run(config, workers, inputs, trainee, watchdog, check_claim)
     lookout.stop()
     workers.wait()

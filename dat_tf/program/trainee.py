@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Optional
 
+import tensorflow as tf
+
 from dat_tf import compat
 from dat_tf import config as config_lib
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.base.errors import UserError
-from dat_tf.communication import QuantizedAllReduce, quantizers
+from dat_tf.communication import quantizers
 from dat_tf.compat import keras
 from dat_tf.models import make_model, precision, transfer
 from dat_tf.objectives import bounds
 from dat_tf.program import exporting
+from dat_tf.program.checkpoint_files import START, Position
 from dat_tf.program.checkpointing import Checkpoints, copy_weights
 from dat_tf.program.early_stopping import EarlyStopping
 from dat_tf.workers.joined import Workers
@@ -37,6 +40,7 @@ class Trainee:
     config: config_lib.Settings,
     workers: Workers,
     model: AdversarialModel,
+    steps_per_epoch: int,
     check_claim: Callable[[], None],
   ):
     """Prepares to save and restore.
@@ -45,20 +49,27 @@ class Trainee:
       config: the settings.
       workers: of the run.
       model: as `build_model` makes it.
+      steps_per_epoch: of training.
       check_claim: to be called before anything is written, see `directory.claimed`.
     """
     self._config, self._workers, self._check_claim = config, workers, check_claim
     self.model, self.plain = model, keras.models.clone_model(model.classifier)
-    tracked: dict[str, Any] = {"classifier": model.classifier, "average": model.average}
+    tracked: dict[str, Any] = {"classifier": model.classifier}
+    if model.average:
+      tracked["average"] = model.average
     if config.trains:
       tracked["optimizer"] = model.optimizer
-      if isinstance(model.all_reduce, QuantizedAllReduce):
-        tracked["residual"] = model.all_reduce
+    copies = None
+    if config.trains and workers.is_chief:
+      copies = _copies(config, model, steps_per_epoch)
     self.checkpoints = Checkpoints(
       config.directory.checkpoints,
       tracked,
+      copies,
+      replica_state=model.replica_state,
       keep=config.checkpoints_to_keep,
-      is_chief=workers.is_chief,
+      worker=workers.cluster.index,
+      num_workers=workers.cluster.num_workers,
     )
     self.early_stopping: Optional[EarlyStopping] = None
     if config.early_stopping:
@@ -81,23 +92,40 @@ class Trainee:
     Raises:
       UserError: there is none.
     """
-    if not self.restored_epochs():
+    if self.restored() == START:
       raise UserError(
         f"{self._config.model_dir} holds no checkpoint: train first, with --mode=train."
       )
     self.take_best()
 
-  def restored_epochs(self) -> int:
-    """Restores the newest checkpoint; the epochs it has seen, 0 without one."""
-    epochs = self.checkpoints.restore()
-    most, least = self._workers.largest(epochs), -self._workers.largest(-epochs)
-    if least != most:
+  def restored(self) -> Position:
+    """Restores the newest checkpoint that is whole for all workers; a collective.
+
+    Returns:
+      Where it was saved, `START` if there is none.
+    """
+    there = self.checkpoints.newest()
+    while (common := self._earliest(there)) is not None:
+      if there > common:
+        there = self.checkpoints.newest(limit=common)
+    if there != START:
+      self.checkpoints.restore(there)
+    return there
+
+  def _earliest(self, there: Position) -> Optional[Position]:
+    """The earliest position that a worker found; None if all found the same."""
+    number = (there.epochs << 32) + there.steps
+    most = self._workers.largest(number)
+    least = -self._workers.largest(-number)
+    if least == most:
+      return None
+    if least == 0:
       raise UserError(
         f"--model_dir={self._config.model_dir}: worker {self._workers.cluster.index} "
-        f"finds a checkpoint of {epochs} epochs there, others of {least} to {most}; it "
-        "must be one directory that all workers share."
+        f"finds {there.name if number else 'no checkpoint'} there, and another worker "
+        f"{'none' if number else 'one'}; it must be one directory that all share."
       )
-    return epochs
+    return Position(least >> 32, least & 0xFFFFFFFF)
 
   def take_best(self) -> None:
     """From now on the classifier has the weights that early stopping kept, if any."""
@@ -116,6 +144,19 @@ class Trainee:
     if self._workers.is_chief:
       self._check_claim()
       exporting.export(self.plain, self._config.directory.export)
+
+
+def _copies(
+  config: config_lib.Settings, model: AdversarialModel, steps_per_epoch: int
+) -> dict[str, Any]:
+  """What a checkpoint is written from: the same as the model has, on the host."""
+  with tf.device("CPU:0"):
+    classifier = keras.models.clone_model(model.classifier)
+    optimizer = config_lib.make_optimizer(config, classifier, steps_per_epoch)
+    compat.make_slots(optimizer, classifier.trainable_variables)
+    copies = {"classifier": classifier, "optimizer": optimizer}
+    average = config_lib.make_average(config, classifier, steps_per_epoch)
+    return {**copies, "average": average} if average else copies
 
 
 def _attack_precision(

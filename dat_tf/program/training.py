@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import functools
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -16,7 +13,7 @@ from dat_tf import config as config_lib
 from dat_tf.base import hashing, stack
 from dat_tf.base.errors import UserError
 from dat_tf.communication import MeanAllReduce
-from dat_tf.compat import keras, takes_tensors
+from dat_tf.compat import keras
 from dat_tf.models import batch_norm, transfer
 from dat_tf.monitoring import (
   Attacked,
@@ -26,18 +23,21 @@ from dat_tf.monitoring import (
   Scalars,
   StepClock,
   Summary,
+  forget_later,
 )
-from dat_tf.program import checkpointing, initialization
+from dat_tf.program import checkpoint_files, checkpointing, initialization
+from dat_tf.program.checkpoint_files import START
 from dat_tf.program.run import Run
+from dat_tf.program.saving import Saving, Verification
 from dat_tf.program.trainee import Trainee
-from dat_tf.workers.joined import Workers
 
 
 def train(run: Run, trainee: Trainee) -> None:
   """Trains from the newest checkpoint, if there is one, to the last epoch."""
   config, steps = run.config, run.inputs.steps_per_epoch
   classifier = trainee.model.classifier
-  first_epoch = trainee.restored_epochs()
+  begin = trainee.restored()
+  first_epoch = begin.epochs
   results: dict[str, Any] = {
     "standard_accuracy": None,  # until it is evaluated
     "robust_accuracy": {},
@@ -69,15 +69,20 @@ def train(run: Run, trainee: Trainee) -> None:
     trainee.take_best()
     trainee.export()
     return
-  if config.initialize_from and not first_epoch:
+  if config.initialize_from and begin == START:
     _initialize(run, classifier)
+  if begin != START and (warning := trainee.checkpoints.warning(begin)):
+    print(f"Warning: {warning}.", flush=True)
+  first_step = first_epoch * steps + begin.steps
   if run.workers.is_chief:
+    checkpoint_files.remove_after(config.directory.checkpoints, begin)
+    forget_later(config.directory.logs, first_step, first_epoch)
     config_lib.save(config)
     _warn_of_lagging_averages(config, classifier)
     if warning := run.inputs.warning():
       print(f"Warning: {warning}.", flush=True)
   clock = StepClock()
-  dataset = run.distribute(run.inputs.training_batches(first_epoch))
+  dataset = run.distribute(run.inputs.training_batches(first_epoch, begin.steps))
   validation: dict[str, Any] = {}
   if config.evaluate_every:
     source = run.inputs.validation or run.inputs.test
@@ -91,24 +96,29 @@ def train(run: Run, trainee: Trainee) -> None:
   callbacks: list[keras.callbacks.Callback] = [
     run.watchdog,
     *([Verification(run.workers, steps, every)] if every else []),
-    # Before the checkpoint: a run that is stopped between them does the epoch again.
     *([stopping] if stopping else []),
-    keras.callbacks.LambdaCallback(on_epoch_end=functools.partial(_save, run, trainee)),
   ]
-  progress = Progress(config.epochs * steps, first_epoch * steps)
+  progress = Progress(config.epochs * steps, first_step)
   if run.workers.is_chief:
     callbacks += [*watchers(run, trainee), progress]
+  # Last: what the others wrote of a step is there before its checkpoint, and a run that
+  # is stopped between the two does the step again.
+  callbacks.append(Saving(run, trainee, steps))
+  # No worker writes before what another run has left there is gone.
+  run.workers.wait()
   started = time.perf_counter()
   with run.explained_errors(), contextlib.closing(progress):
     history = trainee.model.fit(
       dataset,
       epochs=config.epochs,
       initial_epoch=first_epoch,
+      initial_step=begin.steps,
       steps_per_epoch=steps,
       callbacks=[*callbacks, clock],
       verbose=0,
       **validation,
     )
+    trainee.checkpoints.finish()
   run.write_results(
     {
       **results,
@@ -157,71 +167,6 @@ def _warn_of_lagging_averages(
       "is trained, and may be weak: use --attack_in_training_mode, or a network with "
       f"momentum {batch_norm.MOMENTUM:g}, such as imagenet_resnet50.",
       flush=True,
-    )
-
-
-def _save(run: Run, trainee: Trainee, epoch: int, logs: Any) -> None:
-  # An update may overflow although the gradient did not.
-  weights = trainee.model.classifier.trainable_variables
-  if not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in weights):
-    raise run.diverged(f"The weights are not finite after epoch {epoch + 1}")
-  check_same_weights(run.workers, weights, f"epoch {epoch + 1}")
-  run.check_claim()
-  trainee.checkpoints.save(epoch + 1)
-
-
-@takes_tensors
-class Verification(keras.callbacks.Callback):
-  """Compares all weights over the workers each so many steps."""
-
-  def __init__(self, workers: Workers, steps: int, every: int):
-    """Makes the callback.
-
-    Args:
-      workers: which all have it.
-      steps: of an epoch.
-      every: steps between two comparisons.
-    """
-    super().__init__()
-    self._workers, self._steps, self._every = workers, steps, every
-
-  def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-    self._before = epoch * self._steps
-
-  def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-    step = self._before + batch + 1
-    if step % self._every == 0:
-      weights = self.model.classifier.trainable_variables
-      check_same_weights(self._workers, weights, f"step {step}")
-
-
-def check_same_weights(
-  workers: Workers, weights: Sequence[tf.Variable], when: str
-) -> None:
-  """Makes sure that all workers have the same weights, bit for bit; a collective.
-
-  Args:
-    workers: all of them.
-    weights: of the network.
-    when: after what, for the message.
-
-  Raises:
-    UserError: a worker has others, by a callback or a fault of its machine. Figures
-      would not show it, since they are means over all workers.
-  """
-  digest = checkpointing.digest(weights)
-  number = int(digest, 16) >> 2  # an int64
-  if workers.largest(number) == -workers.largest(-number):
-    return
-  digests = workers.texts(digest)
-  ((most, count), *_) = collections.Counter(digests).most_common()
-  odd = [worker for worker, other in enumerate(digests) if other != most]
-  if odd:
-    others = f"the {count} others" if count > 1 else f"worker {digests.index(most)}"
-    raise UserError(
-      f"After {when} worker {odd[0]} has other weights than {others}: a callback or a "
-      "fault of that machine changed them. Start all again without it; they go on from "
-      "the newest checkpoint."
     )
 
 

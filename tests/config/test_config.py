@@ -24,6 +24,7 @@ class RangesTest(ConfigCase):
     *[(name, "0") for name in ("global_batch_size", "reference_batch_size")],
     *[(name, "-1") for name in ("seed", "evaluate_every", "pictures", "verify_every")],
     *[(name, "-1") for name in ("shuffle_buffer", "bytes_per_pack")],
+    *[(name, "-1") for name in ("checkpoint_steps", "checkpoint_minutes")],
     *[(name, "2.5") for name in ("epochs", "seed", "pictures", "attack_steps")],
     *[(name, "0") for name in ("epsilon", "step_size", "evaluation_step_size")],
     *[(name, "0") for name in ("learning_rate", "collective_timeout")],
@@ -99,6 +100,10 @@ class RangesTest(ConfigCase):
     (["--test_data"], {"test_data": None, "mode": "evaluate"}),
     (["--test_data"], {"test_data": None, "mode": "train", "evaluate_every": 1}),
     (["--epsilon=8", "linf"], {"epsilon": 8}),
+    (
+      ["checkpoint_steps", "checkpoint_minutes", "choose one"],
+      {"checkpoint_steps": "5", "checkpoint_minutes": "0.5"},
+    ),
     (["no kears;", "keras"], {"mode": "export", "export_formats": "keras,kears"}),
     (["--early_stopping", "--validation_data"], {"early_stopping": 1}),
     (

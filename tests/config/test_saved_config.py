@@ -31,6 +31,8 @@ MAY_CHANGE = {
   "source_input_range",
   "source_probabilities",
   "log_every",
+  "checkpoint_steps",
+  "checkpoint_minutes",
   "verify_every",
   "pictures",
   "checkpoints_to_keep",

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from dat_tf.data.mixture import mixed
+from dat_tf.data.mixture import mixed, replayed
 
 
 def batches(size, labels, start):
@@ -40,6 +40,13 @@ class MixtureTest(tf.test.TestCase):
       batches(1, [2, 0], 0).take(1), batches(1, soft, 9).take(1), 3
     ).as_numpy_iterator()
     self.assertAllEqual(batch["label"], [[0, 0, 1], [0.5, 0.5, 0]])
+
+  def test_replayed_batches_come_in_a_row(self):
+    batch = tf.data.Dataset.range(3)
+    for done, expected in ((0, [0, 0, 1, 1, 2, 2]), (1, [0, 1, 1, 2, 2])):
+      found = replayed(batch, 2, done).as_numpy_iterator()
+      self.assertEqual(list(found), expected)
+    self.assertEqual(list(replayed(batch, 1).as_numpy_iterator()), [0, 1, 2])
 
 
 if __name__ == "__main__":

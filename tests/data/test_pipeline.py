@@ -199,6 +199,18 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     for name, values in unbroken.items():
       self.assertAllEqual(values[2 * 7 * 4 :], restarted[name])
 
+  def test_a_restart_within_an_epoch_gives_the_rest_of_the_stream(self):
+    shard = shards.shard_files(self.write((7, 6)), 0, 1)
+    augmentation = augment.PadCropFlip(padding=1)
+    whole = collect(self.training(shard, (0, 3), augmentation=augmentation))
+    for epoch, batch in ((0, 1), (1, 3)):  # the fourth batch is filled up
+      rest = self.training(
+        shard, (epoch, 3), first_batch=batch, augmentation=augmentation
+      )
+      self.assertEqual(rest.cardinality(), 4 * (3 - epoch) - batch)
+      for name, values in collect(rest).items():
+        self.assertAllEqual(values, whole[name][16 * epoch + 4 * batch :])
+
   def test_order_of_records_changes_with_the_epoch(self):
     shard = shards.shard_files(self.write((40,)), 0, 1)
     stream = collect(self.training(shard, (0, 3), shuffle_buffer=40))
@@ -217,7 +229,7 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
   def test_a_continuous_stream_goes_round_and_epochs_cut_it(self):
     shard = shards.shard_files(self.write((7, 6)), 0, 1)
 
-    def stream(first_epoch):
+    def stream(first_epoch, first_batch=0):
       dataset = pipeline.continuous_dataset(
         shard,
         reading({}),
@@ -226,8 +238,9 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
         first_epoch=first_epoch,
         last_epoch=6,
         shuffle_buffer=7,
+        first_batch=first_batch,
       )
-      self.assertEqual(dataset.cardinality(), 2 * (6 - first_epoch))
+      self.assertEqual(dataset.cardinality(), 2 * (6 - first_epoch) - first_batch)
       return collect(dataset)
 
     whole = stream(0)
@@ -237,9 +250,9 @@ class PipelineTest(tf.test.TestCase, parameterized.TestCase):
     for ids in rounds:
       self.assertCountEqual(ids, all_ids((7, 6)))
     self.assertNotEqual(list(rounds[0]), list(rounds[1]))
-    for first_epoch in (1, 3):
-      for name, values in stream(first_epoch).items():
-        self.assertAllEqual(values, whole[name][8 * first_epoch :])
+    for start in ((1, 0), (3, 0), (0, 1), (3, 1)):
+      for name, values in stream(*start).items():
+        self.assertAllEqual(values, whole[name][8 * start[0] + 4 * start[1] :])
 
   def test_augmentation_does_not_depend_on_the_number_of_workers(self):
     paths = self.write((6, 5, 5, 4))

@@ -6,6 +6,7 @@ import glob
 import io
 import os
 import sys
+import tempfile
 import types
 from unittest import mock
 
@@ -20,6 +21,7 @@ from dat_tf.monitoring import (
   Profiler,
   Progress,
   Scalars,
+  forget_later,
   picture_grid,
 )
 from dat_tf.optimizers import LAMB, SGD, WarmupDecay
@@ -211,6 +213,42 @@ class ScalarsTest(tf.test.TestCase):
         self.assertAllClose([left[0], right[-1]], [values.min(), values.max()])
         expected, _ = np.histogram(values, [*left, right[-1]])
         self.assertAllEqual(count, expected)
+
+
+class ForgetLaterTest(tf.test.TestCase):
+  """Points of 5 steps of 2 epochs, after a checkpoint of step 3, of the second."""
+
+  def setUp(self):
+    super().setUp()
+    self.logs = tempfile.mkdtemp(dir=self.get_temp_dir())
+    for folder, last in (("train", 5), ("test", 5), ("summary", 2)):
+      writer = tf.summary.create_file_writer(os.path.join(self.logs, folder))
+      with writer.as_default():
+        for step in range(1, last + 1):
+          tf.summary.scalar("loss", float(step), step)
+      writer.close()
+
+  def steps(self, folder):
+    (path,) = glob.glob(os.path.join(self.logs, folder, "*tfevents*"))
+    records = tf.data.TFRecordDataset(path).as_numpy_iterator()
+    events = map(tf.compat.v1.Event.FromString, records)
+    return [event.step for event in events if event.summary.value]
+
+  def test_what_comes_again_goes(self):
+    forget_later(self.logs, step=3, epochs=1)
+    self.assertEqual(self.steps("train"), [1, 2, 3])
+    self.assertEqual(self.steps("test"), [1, 2, 3])
+    self.assertEqual(self.steps("summary"), [1])
+
+  def test_half_a_point_goes(self):
+    (path,) = glob.glob(os.path.join(self.logs, "train", "*tfevents*"))
+    os.truncate(path, os.path.getsize(path) - 3)
+    forget_later(self.logs, step=5, epochs=2)
+    self.assertEqual(self.steps("train"), [1, 2, 3, 4])
+    self.assertEqual(self.steps("summary"), [1, 2])
+
+  def test_nothing_there(self):
+    forget_later(os.path.join(self.logs, "none"), step=0, epochs=0)
 
 
 class ProfilerTest(tf.test.TestCase):

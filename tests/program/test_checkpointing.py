@@ -17,7 +17,8 @@ from dat_tf.attacks import PGD, LInfinity
 from dat_tf.base import files
 from dat_tf.base.errors import UserError
 from dat_tf.optimizers import LAMB, WarmupDecay
-from dat_tf.program import checkpointing
+from dat_tf.program import checkpoint_files, checkpointing
+from dat_tf.program.checkpoint_files import START, Position
 from dat_tf.program.checkpointing import Checkpoints
 
 STEPS = 3  # an epoch
@@ -66,8 +67,16 @@ class TrainingTest(tf.test.TestCase):
     model.compile(optimizer=LAMB(rate, weight_decay=0.01))
     model.optimizer._create_all_weights(model.classifier.trainable_variables)
     tracked = {"classifier": model.classifier, "optimizer": model.optimizer}
-    checkpoints = Checkpoints(directory, tracked)
-    self.assertEqual(checkpoints.restore() or 0, first)
+    copies = {"classifier": tf.keras.models.clone_model(model.classifier)}
+    copies["optimizer"] = LAMB(rate, weight_decay=0.01)
+    copies["optimizer"]._create_all_weights(copies["classifier"].trainable_variables)
+    checkpoints = Checkpoints(
+      directory, tracked, copies, replica_state=model.replica_state
+    )
+    newest = checkpoints.newest()
+    self.assertEqual(newest.epochs, first)
+    if newest != START:
+      checkpoints.restore(newest)
     signature = {
       name: tf.TensorSpec(value.shape, value.dtype)
       for name, value in next(epochs_of_data(0, 1)).items()
@@ -81,11 +90,12 @@ class TrainingTest(tf.test.TestCase):
       steps_per_epoch=STEPS,
       callbacks=[
         tf.keras.callbacks.LambdaCallback(
-          on_epoch_end=lambda epoch, logs: checkpoints.save(epoch + 1)
+          on_epoch_end=lambda epoch, logs: checkpoints.save(Position(epoch + 1))
         )
       ],
       verbose=0,
     )
+    checkpoints.finish()
     return model
 
   def test_a_continued_run_equals_the_unbroken_one_bit_for_bit(self):
@@ -112,7 +122,9 @@ class TrainingTest(tf.test.TestCase):
     directory = tempfile.mkdtemp(dir=self.get_temp_dir())
     trained = self.train(0, 1, directory)
     classifier = classifier_with_batch_norm(seed=1)
-    self.assertEqual(Checkpoints(directory, {"classifier": classifier}).restore(), 1)
+    checkpoints = Checkpoints(directory, {"classifier": classifier})
+    self.assertEqual(checkpoints.newest(), Position(1))
+    checkpoints.restore(Position(1))
     for expected, actual in zip(trained.classifier.weights, classifier.weights):
       self.assertAllEqual(expected, actual)
 
@@ -127,15 +139,23 @@ class FilesCase(tf.test.TestCase):
   def newest(self):
     """(epochs, value) as a run that starts now restores them; None without any."""
     model = scalar_model(-1.0)
-    epochs = Checkpoints(self.directory, {"classifier": model}).restore()
-    return None if not epochs else (epochs, float(model.get_weights()[0][0, 0]))
+    checkpoints = Checkpoints(self.directory, {"classifier": model})
+    newest = checkpoints.newest()
+    if newest == START:
+      return None
+    checkpoints.restore(newest)
+    return newest.epochs, float(model.get_weights()[0][0, 0])
 
   def save(self, *epochs, **kwargs):
-    model = scalar_model(0.0)
-    checkpoints = Checkpoints(self.directory, {"classifier": model}, **kwargs)
+    model, copy = scalar_model(0.0), scalar_model(0.0)
+    copies = {"classifier": copy} if not kwargs.get("worker") else None
+    checkpoints = Checkpoints(self.directory, {"classifier": model}, copies, **kwargs)
     for epoch in epochs:
       set_value(model, 10.0 * epoch)
-      checkpoints.save(epoch)
+      checkpoints.save(Position(epoch))
+      # What is saved is the state at that time.
+      set_value(model, -5.0)
+    checkpoints.finish()
 
 
 class FilesTest(FilesCase):
@@ -164,10 +184,7 @@ class FilesTest(FilesCase):
     self.assertEqual(self.newest(), (1, 10.0))
 
   def test_workers_other_than_the_chief_leave_no_file(self):
-    temporary = tempfile.mkdtemp(dir=self.get_temp_dir())
-    with mock.patch.object(tempfile, "tempdir", temporary):
-      self.save(1, 2, is_chief=False)
-    self.assertEqual(os.listdir(temporary), [])
+    self.save(1, 2, worker=1)
     self.assertFalse(os.path.exists(self.directory))
 
   def test_a_write_that_was_cut_off_leaves_the_last_good_one(self):
@@ -187,8 +204,8 @@ class FilesTest(FilesCase):
   def test_a_run_killed_before_the_checkpoint_is_listed_has_it(self):
     self.save(1, 2, keep=1)
     with (
-      mock.patch.object(files, "write_text", side_effect=KeyboardInterrupt),
-      self.assertRaises(KeyboardInterrupt),
+      mock.patch.object(files, "write_text", side_effect=OSError),
+      self.assertRaises(OSError),
     ):
       self.save(3, keep=1)
     self.assertIn("epoch-2.index", os.listdir(self.directory))
@@ -205,7 +222,7 @@ class FilesTest(FilesCase):
       layers = map(tf.keras.layers.Dense, units)
       other = tf.keras.Sequential([tf.keras.Input((1,)), *layers])
       with self.assertRaisesRegex(UserError, "epoch-1 is of another network"):
-        Checkpoints(self.directory, {"classifier": other}).restore()
+        Checkpoints(self.directory, {"classifier": other}).restore(Position(1))
 
 
 def cut(path):
@@ -317,7 +334,7 @@ class DamagedTest(FilesCase, parameterized.TestCase):
     os.makedirs(self.file("epoch-1_temp"))
     with open(self.file("epoch-1.data-00000-of-00001"), "w") as file:
       file.write("some")
-    checkpointing.remove_leftovers(self.directory)
+    checkpoint_files.remove_leftovers(self.directory)
     self.assertEqual(os.listdir(self.directory), [])
     self.assertIsNone(self.newest())
 
@@ -327,10 +344,103 @@ class DamagedTest(FilesCase, parameterized.TestCase):
     os.makedirs(self.file("epoch-2_temp"))
     with open(self.file("epoch-2.data-00000-of-00001"), "w") as file:
       file.write("some")
-    checkpointing.remove_leftovers(self.directory)
+    checkpoint_files.remove_leftovers(self.directory)
     names = {name.split(".")[0] for name in os.listdir(self.directory)}
     self.assertEqual(names, {"checkpoint", "epoch-1"})
     self.assertEqual(self.printed(), ((1, 10.0), ""))
+
+
+class WorkersTest(FilesCase):
+  """What each replica keeps for itself, of two workers."""
+
+  def checkpoints(self, worker, value, num_workers=2):
+    self.own = tf.Variable([value, -value])
+    model = scalar_model(1.0)
+    copies = {"classifier": scalar_model(0.0)} if worker == 0 else None
+    return Checkpoints(
+      self.directory,
+      {"classifier": model},
+      copies,
+      replica_state={"statistics": [self.own]},
+      worker=worker,
+      num_workers=num_workers,
+    )
+
+  def save_both(self, position):
+    first, second = (self.checkpoints(i, 1.0 + 2.0 * i) for i in (0, 1))
+    first.save(position)
+    # The chief waits for the other worker.
+    self.assertNotIn(f"{position.name}.index", files.names(self.directory))
+    second.save(position)
+    for each in (first, second):
+      each.finish()
+    self.assertIn(f"{position.name}.index", files.names(self.directory))
+
+  def restored(self, worker, num_workers=2):
+    checkpoints = self.checkpoints(worker, 0.0, num_workers)
+    checkpoints.restore(checkpoints.newest())
+    return self.own.numpy().tolist()
+
+  def test_each_gets_its_own(self):
+    self.save_both(Position(1, 20))
+    self.assertEqual(self.restored(0), [1.0, -1.0])
+    self.assertEqual(self.restored(1), [3.0, -3.0])
+
+  def test_others_get_the_mean(self):
+    self.save_both(Position(1))
+    for worker in range(3):
+      self.assertEqual(self.restored(worker, 3), [2.0, -2.0])
+
+  def test_the_older_ones_go_with_all_files(self):
+    for position in (Position(1), Position(1, 20), Position(1, 100), Position(2)):
+      self.save_both(position)
+    names = {name.split(".")[0] for name in os.listdir(self.directory)}
+    stems = ["epoch-1-step-100", "epoch-2"]
+    expected = {f"{s}{w}" for s in stems for w in ("", *self.workers)}
+    self.assertEqual(names, {*expected, "checkpoint"})
+
+  workers = ("-worker-0-of-2", "-worker-1-of-2")
+
+  def test_damage_is_noticed_by_the_one_whose_file_it_is(self):
+    self.save_both(Position(1, 3))
+    self.save_both(Position(1, 6))
+    name = f"epoch-1-step-6{self.workers[1]}.data-00000-of-00001"
+    flip(os.path.join(self.directory, name))
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+      found = [self.checkpoints(i, 0.0).newest() for i in (0, 1)]
+    self.assertEqual(found, [Position(1, 6), Position(1, 3)])
+    self.assertLen(output.getvalue().splitlines(), 1)
+    self.assertRegex(output.getvalue(), rf"Warning: \S*/{name} is damaged")
+    # All agree on the earlier one.
+    limited = self.checkpoints(0, 0.0).newest(limit=Position(1, 3))
+    self.assertEqual(limited, Position(1, 3))
+    # One that is gone is missed by all.
+    os.remove(os.path.join(self.directory, f"epoch-1-step-6{self.workers[1]}.index"))
+    for worker in (0, 1):
+      self.assertEqual(self.checkpoints(worker, 0.0).newest(), Position(1, 3))
+
+  def test_what_single_workers_have_left_goes(self):
+    self.save_both(Position(1))
+    whole = set(os.listdir(self.directory))
+    # The chief was killed before it wrote its own.
+    second = self.checkpoints(1, 0.0)
+    second.save(Position(1, 9))
+    second.finish()
+    self.assertNotEqual(set(os.listdir(self.directory)), whole)
+    checkpoint_files.remove_leftovers(self.directory)
+    self.assertEqual(set(os.listdir(self.directory)), whole)
+    # The chief's of a later one is damaged.
+    self.save_both(Position(2))
+    checkpoint_files.remove_after(self.directory, Position(1))
+    later = {name for name in os.listdir(self.directory) if "epoch-2-worker" in name}
+    self.assertEmpty(later)
+
+  def test_a_worker_whose_directory_is_another(self):
+    chief = self.checkpoints(0, 0.0)
+    with mock.patch.object(checkpointing, "_PATIENCE", 0.1):
+      chief.save(Position(1))
+      with self.assertRaisesRegex(UserError, "worker-1-of-2.index .*one directory"):
+        chief.finish()
 
 
 class CopyTest(tf.test.TestCase):

@@ -24,6 +24,7 @@ class EarlierVersionTest(ProgramCase):
     }
     run = run_dat(flags, PYTHONPATH=str(ROOT / "tests" / "support"))
     self.assertEqual(run.returncode, 0, run.stderr)
+    self.assertRegex(run.stdout, "Warning: .*epoch-1 is of an earlier version")
     # From its checkpoint, of one epoch.
     self.assertStartsWith(run.stderr, f"training: {STEPS}/{2 * STEPS} ")
     self.assertEqual(results(model_dir)["epochs"], 2)

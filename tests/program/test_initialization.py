@@ -13,6 +13,7 @@ from dat_tf.base.errors import UserError
 from dat_tf.models import make_model, transfer
 from dat_tf.models.averaging import WeightAverage
 from dat_tf.program import exporting, initialization
+from dat_tf.program.checkpoint_files import Position
 from dat_tf.program.checkpointing import Checkpoints
 
 SHAPE = (8, 8, 1)
@@ -49,7 +50,10 @@ class SourceModelTest(tf.test.TestCase):
       "optimizer": optimizer,
       "average": WeightAverage(model),
     }
-    Checkpoints(os.path.join(self.model_dir, "checkpoints"), tracked).save(3)
+    path = os.path.join(self.model_dir, "checkpoints")
+    checkpoints = Checkpoints(path, tracked, tracked)
+    checkpoints.save(Position(3))
+    checkpoints.finish()
 
   def source(self, path=None, shape=SHAPE):
     return initialization.source_model(path or self.model_dir, "small_cnn", shape)

@@ -69,12 +69,14 @@ class QuantizedTest(ProgramCase):
 
   def test_what_quantization_lost_is_in_the_checkpoint(self):
     self.assert_good(self.more)
-    shapes = dict(tf.train.list_variables(str(self.folder / "feedback/checkpoints")))
+    newest = tf.train.latest_checkpoint(str(self.folder / "feedback/checkpoints"))
+    shapes = dict(tf.train.list_variables(newest))
+    shapes |= dict(tf.train.list_variables(f"{newest}-worker-0-of-1"))
     lost = [name for name in shapes if name.startswith("residual/")]
     network = [n for n in shapes if n.startswith("classifier/") and "kernel" in n]
     network = [n for n in network if "OPTIMIZER_SLOT" not in n]
     self.assertCountEqual([shapes[n] for n in lost], [shapes[n] for n in network])
-    reader = tf.train.load_checkpoint(str(self.folder / "feedback/checkpoints"))
+    reader = tf.train.load_checkpoint(f"{newest}-worker-0-of-1")
     for name in lost:
       self.assertGreater(np.abs(reader.get_tensor(name)).max(), 0)
 
