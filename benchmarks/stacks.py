@@ -8,11 +8,12 @@ nothing but TensorFlow and Keras differs: it must be one that all three serve, 3
 gradients and with 8 bits, for each seed on one version after the other; then once for
 ten steps alone.
 
-To tell where a difference of speed comes from, it also times in a single process, in
-turns, the attack alone, and a thousand sines of one number each, which cost nearly
-nothing but TensorFlow's own work for an operation; and the reduction of small_cnn's
-gradient between two workers (benchmarks/communication.py). --parts=operations does only
-that.
+To tell where a difference of speed comes from, it also times in a single process of one
+core, as each of the workers has, in turns: the attack alone; the first convolution of
+that network, whose images have one channel; and a thousand sines of one number each,
+which cost nearly nothing but TensorFlow's own work for an operation. And it times the
+reduction of small_cnn's gradient between two workers (benchmarks/communication.py).
+--parts=operations does only that.
 
 JSON keys, of each version V (2.15, 2.18, 2.21) and gradient G (fp32, 8bit):
   V_G_standard_accuracy, V_G_robust_accuracy   means over the seeds, 0 to 1
@@ -23,6 +24,7 @@ JSON keys, of each version V (2.15, 2.18, 2.21) and gradient G (fp32, 8bit):
   V_G_difference               largest difference of any weight from 2.15's, 10 steps
   V_attack_ms                  PGD-10 alone, small_cnn, 32 images of 8 x 8 x 1
   V_large_attack_ms            the same, 128 images of 28 x 28 x 1
+  V_first_convolution_ms       forward, of the latter images
   V_operation_us               one of the thousand sines
   V_G_reduction_ms             from the gradients to their mean, on loopback
   V_8bit_encode_ms, V_8bit_wire_ms, V_8bit_decode_ms   its parts, which overlap
@@ -59,6 +61,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one after the other
 OPERATIONS = (
   "attack_ms",
   "large_attack_ms",
+  "first_convolution_ms",
   "operation_us",
   "fp32_reduction_ms",
   "8bit_reduction_ms",
@@ -82,7 +85,8 @@ print(json.dumps({
 """
 
 _TIMED = """
-import json, time
+import json, os, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import tensorflow as tf
 from dat_tf.attacks import PGD, LInfinity
 from dat_tf.base import hashing
@@ -102,6 +106,16 @@ def attack_of(size, batch):
   labels, keys = tf.range(batch) % 10, hashing.stream_keys(0, tf.range(batch))
   return tf.function(lambda: attack(view(), images, labels, keys))
 
+@tf.function
+def convolutions(images, kernel):
+  # Ten times, so that what surrounds a call does not count.
+  outcome = [tf.nn.conv2d(images + i, kernel, 1, "SAME")[0, 0, 0, 0] for i in range(10)]
+  return tf.stack(outcome)
+
+@tf.function
+def no_convolutions(images):
+  return tf.stack([(images + i)[0, 0, 0, 0] for i in range(10)])
+
 def milliseconds(call, times):
   call()
   started = time.perf_counter()
@@ -110,7 +124,13 @@ def milliseconds(call, times):
   result.numpy()
   return 1000 * (time.perf_counter() - started) / times
 
+images = tf.random.stateless_uniform([128, 28, 28, 1], [0, 0])
+kernel = tf.random.stateless_uniform([3, 3, 1, 16], [0, 0])
+convolving = milliseconds(lambda: convolutions(images, kernel), 20)
 print(json.dumps({
+  "first_convolution_ms": (
+    convolving - milliseconds(lambda: no_convolutions(images), 20)
+  ) / 10,
   "attack_ms": milliseconds(attack_of(8, 32), 100),
   "large_attack_ms": milliseconds(attack_of(28, 128), 10),
   "operation_us": milliseconds(lambda: sines(tf.ones([])), 100),

@@ -9,7 +9,7 @@ from typing import NoReturn
 from dat_tf import config as config_lib
 from dat_tf.base.errors import exit_on_user_error
 from dat_tf.compat import quiet
-from dat_tf.program.startup import own_temporary_directory
+from dat_tf.program.startup import leave, own_temporary_directory
 from dat_tf.workers.cluster import Cluster
 
 
@@ -30,7 +30,13 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> NoReturn:
   """Runs the program and ends the process with its exit code."""
-  sys.exit(exit_on_user_error(main, config_lib.FLAGS)(sys.argv))
+  try:
+    leave(exit_on_user_error(main, config_lib.FLAGS)(sys.argv))
+  except SystemExit as request:
+    leave(request.code)
+  except BaseException:
+    sys.excepthook(*sys.exc_info())
+    leave(1)
 
 
 if __name__ == "__main__":

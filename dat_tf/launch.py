@@ -6,10 +6,11 @@ What follows `--` is run once a worker: by this Python if it begins with a .py f
 with -m, else as a program. Each worker finds the cluster in TF_CONFIG, has its share of
 the cores, and writes through the launcher, which puts `[worker 0] ` before its lines.
 
-SIGINT and SIGTERM are passed on to the workers. When one worker fails the others are
-ended too, for they would wait for it; the launcher then repeats the last lines of the
-one that failed first. Exit code: 0 if all workers ended with 0, else that of the first
-to fail (128 + the signal, if one ended it), or 128 + the signal that was passed on.
+SIGINT, SIGTERM and SIGUSR1 are passed on to the workers. When one worker fails the
+others are ended too, for they would wait for it; the launcher then repeats the last
+lines of the one that failed first. Exit code: 0 if all workers ended with 0; 75 if they
+saved and ended because they were told to; else that of the first to fail (128 + the
+signal, if one ended it), or 128 + the signal that was passed on.
 
 With --max_restarts=N all workers are started again after a failure, up to N times, and
 a run goes on from its newest checkpoint. A worker that ends with code 2, a user's
@@ -38,15 +39,16 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, Optional, Union
 
 from dat_tf.base.errors import UserError, exit_on_user_error
+from dat_tf.workers.cluster import CAUSE, RESTARTS
+from dat_tf.workers.preemption import PREEMPTED
 
-# From the request to end until SIGKILL, after a signal and after a worker's failure.
-# The latter is short: the others can only wait for the one that failed, and as long as
-# they do so inside TensorFlow they hear neither SIGTERM nor SIGINT.
-_SIGNAL_GRACE_SECONDS = 10.0
+# From the request to end until SIGKILL, after a worker's failure. It is short: the
+# others can only wait for the one that failed, and as long as they do so inside
+# TensorFlow they do not hear SIGINT.
 _FAILURE_GRACE_SECONDS = 2.0
 _LAST_LINES = 20
 _USERS_MISTAKE = 2  # exit code
@@ -82,6 +84,7 @@ def launch_again(
   *,
   max_restarts: int = 0,
   backoff: float = 0.0,
+  grace: float = 30.0,
 ) -> Outcome:
   """Runs `launch`, again after each failure that may not come again.
 
@@ -91,36 +94,48 @@ def launch_again(
     output: as `launch`'s; it is told of each restart, and of the failure before it.
     max_restarts: how often all workers are started again, at most.
     backoff: seconds before each restart; a signal that comes meanwhile ends the wait.
+    grace: as `launch`'s.
 
   Returns:
     How the last launch ended, or 128 + the signal that came between two.
   """
   signals: queue.SimpleQueue[int] = queue.SimpleQueue()
   with _signals_put_to(signals):
+    told: dict[str, str] = {}
     for restart in range(1, max_restarts + 1):
-      outcome = launch(command, num_workers, output)
+      outcome = launch(command, num_workers, output, grace, told)
       if not outcome.may_go_better:
         return outcome
       again = f"All workers start again ({restart} of {max_restarts} times)"
       output.write(f"{outcome.message}\n{again} after {backoff:g} s.\n".encode())
       output.flush()
+      cause = outcome.message.partition("; the last it wrote")[0]
+      told = {RESTARTS: str(restart), CAUSE: cause}
       with contextlib.suppress(queue.Empty):
         return Outcome(128 + signals.get(timeout=backoff))
-  return launch(command, num_workers, output)
+  return launch(command, num_workers, output, grace, told)
 
 
-def launch(command: Sequence[str], num_workers: int, output: BinaryIO) -> Outcome:
+def launch(
+  command: Sequence[str],
+  num_workers: int,
+  output: BinaryIO,
+  grace: float = 30.0,
+  told: Optional[Mapping[str, str]] = None,
+) -> Outcome:
   """Runs `command` in `num_workers` processes and waits for their end.
 
-  It takes SIGINT and SIGTERM meanwhile, so it must be called from the main thread. The
-  workers have 10 s to end after a signal, or until a second SIGINT, and 2 s after one
-  of them failed; then they are killed.
+  It takes SIGINT, SIGTERM and SIGUSR1 meanwhile, so it must be called from the main
+  thread.
 
   Args:
     command: a program and its arguments.
     num_workers: at least 1.
     output: receives what the workers write, line by line. If it is a terminal the chief
       writes to one too, and its progress bar redraws in place.
+    grace: seconds that the workers have to end after a signal; a second SIGINT ends
+      them sooner. After one of them failed they have 2 s. Then they are killed.
+    told: further variables of the workers' environment.
 
   Raises:
     UserError: the program cannot be run.
@@ -144,11 +159,11 @@ def launch(command: Sequence[str], num_workers: int, output: BinaryIO) -> Outcom
     try:
       for index, cores in enumerate(split_cores(num_workers)):
         task = {"type": "worker", "index": index}
-        tf_config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+        config = json.dumps({"cluster": {"worker": addresses}, "task": task})
         worker = _Worker(
           index,
           command,
-          tf_config=tf_config,
+          environment={**(told or {}), "TF_CONFIG": config},
           cores=cores,
           as_terminal=bool(erase) and index == 0,
           write=write,
@@ -163,7 +178,7 @@ def launch(command: Sequence[str], num_workers: int, output: BinaryIO) -> Outcom
           event = signal.SIGKILL
         if isinstance(event, _Worker):
           running.remove(event)
-          if event.process.returncode == 0 or deadline:
+          if event.process.returncode in (0, PREEMPTED) or deadline:
             continue
           failed, request = event, int(signal.SIGTERM)
         else:
@@ -171,8 +186,7 @@ def launch(command: Sequence[str], num_workers: int, output: BinaryIO) -> Outcom
           request = signal.SIGKILL if deadline and event == signal.SIGINT else event
         for worker in running:
           worker.send(request)
-        grace = _FAILURE_GRACE_SECONDS if failed else _SIGNAL_GRACE_SECONDS
-        deadline = time.monotonic() + grace
+        deadline = time.monotonic() + (_FAILURE_GRACE_SECONDS if failed else grace)
     finally:
       for worker in running:
         worker.send(signal.SIGKILL)
@@ -181,7 +195,10 @@ def launch(command: Sequence[str], num_workers: int, output: BinaryIO) -> Outcom
   write(b"")  # leaves no half of a progress bar on a terminal
   if failed:
     return failed.outcome()
-  return Outcome(128 + received if any(w.process.returncode for w in workers) else 0)
+  codes = {worker.process.returncode for worker in workers}
+  if codes <= {0, PREEMPTED}:
+    return Outcome(max(codes))
+  return Outcome(128 + received)
 
 
 def free_addresses(count: int) -> list[str]:
@@ -217,7 +234,7 @@ class _Worker:
     index: int,
     command: Sequence[str],
     *,
-    tf_config: str,
+    environment: Mapping[str, str],
     cores: set[int],
     as_terminal: bool,
     write: Callable[[bytes], None],
@@ -233,7 +250,7 @@ class _Worker:
         stdin=subprocess.DEVNULL,
         stdout=sink,
         stderr=sink,
-        env={**os.environ, "TF_CONFIG": tf_config, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
         preexec_fn=lambda: _prepare(cores),
       )
@@ -323,7 +340,7 @@ def _chunks(source: int) -> Iterator[bytes]:
 def _signals_put_to(events: queue.SimpleQueue[Any]) -> Iterator[None]:
   previous = {
     number: signal.signal(number, lambda received, _: events.put(received))
-    for number in (signal.SIGINT, signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
   }
   try:
     yield
@@ -346,7 +363,7 @@ def main(argv: Sequence[str]) -> int:
   parser = _Parser(
     prog="python -m dat_tf.launch",
     usage="%(prog)s --num_workers=N [--communication=...] [--max_restarts=N] "
-    "[--restart_backoff=SECONDS] -- COMMAND ...",
+    "[--restart_backoff=SECONDS] [--grace_seconds=SECONDS] -- COMMAND ...",
     description=__doc__.partition("\n")[0],
     allow_abbrev=False,
   )
@@ -371,6 +388,13 @@ def main(argv: Sequence[str]) -> int:
     metavar="SECONDS",
     help="how long to wait before the workers start again; the default is 1",
   )
+  parser.add_argument(
+    "--grace_seconds",
+    type=float,
+    metavar="SECONDS",
+    help="how long the workers have to save and end after a signal, before they are "
+    "killed; added to COMMAND if it is given; the default is 30",
+  )
   options = parser.parse_args(argv[1:split])
   command = list(argv[split + 1 :])
   if options.num_workers < 1:
@@ -379,6 +403,9 @@ def main(argv: Sequence[str]) -> int:
     parser.error(f"--max_restarts={options.max_restarts} is below 0")
   if not 0.0 <= options.restart_backoff < threading.TIMEOUT_MAX:
     parser.error(f"--restart_backoff={options.restart_backoff:g} is no time to wait")
+  grace = options.grace_seconds
+  if grace is not None and not 0.0 < grace < threading.TIMEOUT_MAX:
+    parser.error(f"--grace_seconds={grace:g} is no time to wait")
   if not command:
     parser.error("no command to run")
   if command[0].endswith(".py") and not os.path.isfile(command[0]):
@@ -387,12 +414,15 @@ def main(argv: Sequence[str]) -> int:
     command.insert(0, sys.executable)
   if options.communication:
     command.append(f"--communication={options.communication}")
+  if grace is not None:
+    command.append(f"--grace_seconds={grace:g}")
   outcome = launch_again(
     command,
     options.num_workers,
     sys.stdout.buffer,
     max_restarts=options.max_restarts,
     backoff=options.restart_backoff,
+    grace=30.0 if grace is None else grace,
   )
   if outcome.message:
     print(outcome.message, file=sys.stderr, flush=True)

@@ -48,6 +48,7 @@ TRAINING = "model, metrics = "  # in each example that trains
 # Of the launcher, tfrecords/, the data service, benchmarks/ and pip, not of run_dat.py.
 OTHER_FLAGS = {"flagfile", "help", "num_workers", "source", "output_dir", "host"}
 OTHER_FLAGS |= {"skip_bad_images", "json", "tiny", "max_restarts", "restart_backoff"}
+OTHER_FLAGS |= {"signal"}  # of SLURM
 
 
 def _hook():
@@ -289,7 +290,7 @@ class NamesTest(unittest.TestCase):
       if key is not None
     }
     page = PAGES["reference/run_directory.md"]
-    table = page[page.index("| key |") : page.index("## Outcomes")]
+    table = page[page.index("| key |") : page.index("## Events")]
     self.assertEqual(set(re.findall(r"^\| `(\w+)`", table, re.M)), written)
 
   def test_every_warning_is_explained(self):

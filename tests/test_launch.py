@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 
 from dat_tf import launch as launch_lib
+from dat_tf.workers.preemption import PREEMPTED
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HEAD = """
@@ -260,7 +261,7 @@ subprocess.Popen(command, stdout=open(sys.argv[1], "w"))
     self.assertEqual(outcome, (0, ""))
 
   def test_signal_handlers_are_put_back(self):
-    numbers = signal.SIGINT, signal.SIGTERM
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
     before = [signal.getsignal(number) for number in numbers]
     self.launch("", 1)
     self.assertEqual([signal.getsignal(number) for number in numbers], before)
@@ -304,6 +305,28 @@ signal.signal({int(number)}, save)
     process.send_signal(signal.SIGTERM)
     output, error = process.communicate()
     self.assertEqual((process.returncode, output, error), (143, b"", b""))
+
+  def test_workers_that_have_saved(self):
+    """They end one after the other, and none is a failure."""
+    handler = f"""
+def save(*_):
+  time.sleep(0.3 * index)
+  sys.exit({PREEMPTED})
+signal.signal(signal.SIGUSR1, save)
+"""
+    process = self.start_and_await(handler + WAIT)
+    process.send_signal(signal.SIGUSR1)
+    self.assertEqual(process.communicate(), (b"", b""))
+    self.assertEqual(process.returncode, PREEMPTED)
+
+  def test_the_grace_after_a_signal(self):
+    script = self.script("signal.signal(signal.SIGTERM, lambda *_: None)" + WAIT)
+    options = "--num_workers=1", "--grace_seconds=0.2", "--max_restarts=1"
+    process = self.start(*options, "--", script)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    self.assertEqual(process.returncode, 143)
 
   def test_a_second_sigint_kills(self):
     handler = 'signal.signal(signal.SIGINT, lambda *_: print("not yet"))\n'
@@ -436,6 +459,7 @@ assert "tensorflow" not in sys.modules
     (["--num_workers=2", "--communication=pigeon", "--", "echo"], "pigeon"),
     (["--num_workers=2", "--max_restarts=-1", "--", "echo"], "--max_restarts=-1"),
     (["--num_workers=2", "--restart_backoff=nan", "--", "echo"], "backoff=nan"),
+    (["--num_workers=2", "--grace_seconds=0", "--", "echo"], "grace_seconds=0"),
     (["--num_workers=2", "--", "/nowhere/run_dat.py"], "/nowhere/run_dat.py"),
     (["--num_workers=2", "--", "/nowhere/program"], "/nowhere/program"),
     (["--num_workers=2", "--", ROOT], "cannot be run"),

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Container, Sequence
 from typing import Any, Callable, Optional
 
-__all__ = ["UserError"]
+__all__ = ["MachineError", "UserError"]
 
 
 class UserError(Exception):
@@ -21,12 +21,20 @@ class UserError(Exception):
   the flag (`with_flags`).
   """
 
+  exit_code = 2
+
+
+class MachineError(UserError):
+  """A fault of a machine: the same command may do better, and is tried again."""
+
+  exit_code = 1
+
 
 def exit_on_user_error(
   main: Callable[[Sequence[str]], Optional[int]],
   flags: Container[str] = (),
 ) -> Callable[[Sequence[str]], Optional[int]]:
-  """Wraps `main` so that a `UserError` ends the program with one line and code 2.
+  """Wraps `main` so that a `UserError` ends the program with one line and its code.
 
   Args:
     main: takes the program's name and its arguments.
@@ -48,10 +56,13 @@ def exit_on_user_error(
         "or give gs://. (The package tensorflow-io adds s3:// to programs that import "
         "it.)"
       )
+    code = mistake.exit_code
+    # What it refers to is not taken apart: see `startup.leave`.
+    sys.last_value = mistake
     program = os.path.basename(sys.argv[0]).replace("__main__.py", "dat-tf")
     mistake = UserError(with_flags(str(mistake), flags))
     print(f"{program}: {shown(mistake)}", file=sys.stderr, flush=True)
-    return 2
+    return code
 
   return wrapped
 

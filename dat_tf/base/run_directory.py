@@ -50,6 +50,11 @@ class RunDirectory:
     return self._below("logs")
 
   @property
+  def events(self) -> str:
+    """What happened to the run, a line of JSON each."""
+    return self._below("events.jsonl")
+
+  @property
   def evaluation(self) -> str:
     """The outcome of each attack on each example, a directory."""
     return self._below("evaluation")

@@ -97,6 +97,12 @@ class CommunicationSettings:
     above=0,
     may_change=True,
   )
+  grace_seconds: float = number(
+    30,
+    "Seconds that training has to save and end after SIGTERM or SIGUSR1.",
+    above=0,
+    may_change=True,
+  )
 
 
 def make_all_reduce(

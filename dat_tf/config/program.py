@@ -35,6 +35,7 @@ _MODES = options(
   Option("pseudo_label", "labels unlabelled images"),
   Option("export", "writes the network in other forms"),
   Option("report", "writes report.html from what lies there"),
+  Option("status", "tells how far the run in model_dir is"),
 )
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from dat_tf.base import files
 from dat_tf.compat import keras, takes_tensors
+from dat_tf.data import framing
 from dat_tf.monitoring.pictures import Attacked, picture_grid
 
 
@@ -19,11 +20,11 @@ class Scalars(keras.callbacks.Callback):
   """Writes a run's metrics, on the chief, to `directory`/train and /test.
 
   Every `every` steps, and after each epoch: loss, accuracy, robust_accuracy (means over
-  the epoch so far), gradient_norm, learning_rate, images_per_second and
-  bytes_sent_per_step, and the trust ratio of each layer, and their histogram, if the
-  optimizer has them. After each epoch also the metrics of the test data, if they were
-  computed, and, of some images under attack, a picture and histograms of the
-  perturbations: the changes of all pixels, and each image's norm.
+  the epoch so far), gradient_norm, learning_rate, images_per_second,
+  bytes_sent_per_step, the goodput, if it is known, and the trust ratio of each layer,
+  and their histogram, if the optimizer has them. After each epoch also the metrics of
+  the test data, if they were computed, and, of some images under attack, a picture and
+  histograms of the perturbations: the changes of all pixels, and each image's norm.
   """
 
   def __init__(
@@ -33,6 +34,8 @@ class Scalars(keras.callbacks.Callback):
     global_batch_size: int,
     bytes_sent_per_step: int,
     attack: Optional[Callable[[], Attacked]] = None,
+    *,
+    goodput: Callable[[], Optional[float]] = lambda: None,
   ):
     """Opens the logs.
 
@@ -42,12 +45,14 @@ class Scalars(keras.callbacks.Callback):
       global_batch_size: images in a step, for images_per_second.
       bytes_sent_per_step: by each worker, for its gradient.
       attack: called after each epoch (`AttackedImages`).
+      goodput: see `Events.goodput`.
     """
     super().__init__()
     self._train = tf.summary.create_file_writer(os.path.join(directory, "train"))
     self._test = tf.summary.create_file_writer(os.path.join(directory, "test"))
     self._every, self._batch = every, global_batch_size
     self._bytes, self._attack = bytes_sent_per_step, attack
+    self._goodput = goodput
 
   def on_epoch_begin(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
     self._restart_clock()
@@ -90,6 +95,9 @@ class Scalars(keras.callbacks.Callback):
       self._batch * self._steps_timed / (time.perf_counter() - self._started)
     )
     metrics["bytes_sent_per_step"] = self._bytes
+    goodput = self._goodput()
+    if goodput is not None:
+      metrics["goodput"] = goodput
     ratios = {
       layer: float(tf.convert_to_tensor(ratio))
       for layer, ratio in self._trust_ratios().items()
@@ -135,16 +143,10 @@ def forget_later(directory: str, step: int, epochs: int) -> None:
 
 def _cut(path: str, last: int) -> None:
   """Keeps the events of a file up to a step."""
-  records = []
-  try:
-    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-      records.append(record)
-    is_whole = True
-  except tf.errors.DataLossError:  # the run was killed while it wrote
-    is_whole = False
-  kept = [
-    record for record in records if tf.compat.v1.Event.FromString(record).step <= last
-  ]
+  records = list(framing.read_while_good(path))
+  kept = [each for each in records if tf.compat.v1.Event.FromString(each).step <= last]
+  # A record has 16 bytes around it. The file ends within one if the run was killed.
+  is_whole = sum(len(each) + 16 for each in records) == tf.io.gfile.stat(path).length
   if is_whole and len(kept) == len(records):
     return
   with files.complete_file(path) as temporary:

@@ -220,6 +220,13 @@ def remove_after(directory: str, newest: Position) -> None:
       tf.io.gfile.remove(os.path.join(directory, match[0]))
 
 
+def size(directory: str, name: str) -> int:
+  """The bytes of all files of a checkpoint."""
+  paths = [os.path.join(directory, each) for each in files.names(directory)]
+  own = [path for path in paths if _belongs(os.path.basename(path), name)]
+  return sum(tf.io.gfile.stat(path).length for path in own)
+
+
 def remove(directory: str, name: str) -> None:
   """Removes the files of a checkpoint, those of all workers among them."""
   # The chief's index first: without it nothing is a checkpoint.

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -191,18 +191,25 @@ class Checkpoints:
       )
     return None
 
-  def save(self, here: Position) -> None:
+  def save(
+    self, here: Position, then: Callable[[float, int], None] = lambda *_: None
+  ) -> None:
     """Saves the state at some position; every worker must call it.
 
     The state is the same on all workers but for `replica_state`, and no other step
     begins before the call has ended.
+
+    Args:
+      here: the position.
+      then: what the chief calls when all is written, with the seconds that it took and
+        the bytes, from another thread.
     """
     self.finish()
     if not self._pairs:
       return
     for variable, copy in self._pairs:
       copy.assign(local_value(variable))
-    self._writing = threading.Thread(target=self._write, args=(here,))
+    self._writing = threading.Thread(target=self._write, args=(here, then))
     self._writing.start()
 
   def finish(self) -> None:
@@ -214,9 +221,9 @@ class Checkpoints:
     if error is not None:
       raise error
 
-  def _write(self, here: Position) -> None:
+  def _write(self, here: Position, then: Callable[[float, int], None]) -> None:
     path = os.path.join(self._directory, here.name)
-    count = self._num_workers
+    count, started = self._num_workers, time.perf_counter()
     try:
       tf.io.gfile.makedirs(self._directory)
       if self._state:
@@ -226,6 +233,8 @@ class Checkpoints:
           return
         self._shared.write(path)
         self._forget_older(here)
+        seconds = time.perf_counter() - started
+        then(seconds, checkpoint_files.size(self._directory, here.name))
     except Exception as error:  # for the thread that trains
       self._error = error
 

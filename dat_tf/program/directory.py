@@ -7,6 +7,7 @@ It holds
     best/           the best weights, with early stopping
     export/         the classifier, for tf.keras.models.load_model
     logs/           TensorBoard's
+    events.jsonl    its starts, checkpoints and failures
     results.json    figures at the end of training and of evaluation
     evaluation/     of --attacks: what became of each example, and probes
     report.html     what was measured, to look at; its plots are in report/
@@ -34,7 +35,7 @@ from dat_tf.workers.joined import Workers
 
 _WRITTEN = re.compile(
   r"config\.flags|checkpoints|best|export|logs|results(_\d+)?\.json|evaluation|report"
-  r"|report\.html|" + "|".join(map(re.escape, exporting.FORMATS.values()))
+  r"|report\.html|events\.jsonl|" + "|".join(map(re.escape, exporting.FORMATS.values()))
 )
 _RESULTS = re.compile(r"results(_\d+)?\.json")
 

@@ -78,7 +78,7 @@ class Lock:
       except OSError as error:
         os.close(file)
         if error.errno in (errno.EAGAIN, errno.EACCES):
-          raise self._taken(self._owner()) from None
+          raise self._taken(_owner(self.path)) from None
         return None  # what stands in the file must do
       # Its owner may have removed it since it was opened.
       with contextlib.suppress(FileNotFoundError):
@@ -86,28 +86,14 @@ class Lock:
           return file
       os.close(file)
 
-  def _owner(self) -> dict[str, str]:
-    """Who has written the file; empty if nobody has, or it is damaged."""
-    try:
-      owner = json.loads(files.read_text(self.path) or "{}")
-      int(owner["pid"])
-      return {name: str(owner[name]) for name in ("host", "pid", "since")}
-    except (UserError, ValueError, KeyError, TypeError):
-      return {}
-
   def _check_owner(self) -> None:
     """Raises UserError if another process, which lives, has written the file."""
-    import tensorflow as tf
-
-    owner = self._owner()
+    owner = _owner(self.path)
     if not owner:
       return
-    if owner["host"] == socket.gethostname():
-      is_dead = self._file is not None or not _lives(int(owner["pid"]))
-    else:
-      touched = tf.io.gfile.stat(self.path).mtime_nsec / 1e9
-      is_dead = time.time() - touched > _DEAD
-    if not is_dead:
+    # The kernel would not have let this process hold the file.
+    is_dead = self._file is not None and owner["host"] == socket.gethostname()
+    if not is_dead and _is_alive(owner, self.path):
       raise self._taken(owner)
     print(
       f"Warning: the lock on {self.directory} is taken over: process {owner['pid']} on "
@@ -166,6 +152,32 @@ class Lock:
           os.utime(self.path)
         else:
           files.write_text(self.path, self._text)
+
+
+def owner_of(directory: str) -> Optional[dict[str, str]]:
+  """`host`, `pid` and `since` of the process that writes in a directory now, if any."""
+  path = RunDirectory(directory).lock
+  owner = _owner(path)
+  return owner if owner and _is_alive(owner, path) else None
+
+
+def _owner(path: str) -> dict[str, str]:
+  """Who has written the file; empty if nobody has, or it is damaged."""
+  try:
+    owner = json.loads(files.read_text(path) or "{}")
+    int(owner["pid"])
+    return {name: str(owner[name]) for name in ("host", "pid", "since")}
+  except (UserError, ValueError, KeyError, TypeError):
+    return {}
+
+
+def _is_alive(owner: dict[str, str], path: str) -> bool:
+  """Whether the process that has written the file lives, as far as can be known."""
+  import tensorflow as tf
+
+  if owner["host"] == socket.gethostname():
+    return _lives(int(owner["pid"]))
+  return time.time() - tf.io.gfile.stat(path).mtime_nsec / 1e9 <= _DEAD
 
 
 def _lives(pid: int) -> bool:

@@ -21,6 +21,7 @@ from dat_tf.program import (
   evaluating,
   exporting,
   pseudo_labeling,
+  status,
   training,
 )
 from dat_tf.program.run import Run, opened
@@ -43,9 +44,9 @@ def run(config: config_lib.Settings, cluster: Cluster) -> None:
   Raises:
     UserError: settings, data or model directory do not fit together.
   """
-  if config.mode == "report":
+  if config.mode in _OF_FILES:
     if cluster.is_chief:
-      _report(config)
+      _OF_FILES[config.mode](config)
     return
   exporting.check_packages(config.export_formats)
   for name in config.attacks:  # which may be none
@@ -108,6 +109,10 @@ def _report(config: config_lib.Settings) -> None:
   print(f"{path}: what was measured, to look at.", flush=True)
 
 
+def _status(config: config_lib.Settings) -> None:
+  print(status.status(config.directory), flush=True)
+
+
 def _pseudo_label(run: Run, trainee: Trainee) -> None:
   """Labels this worker's part of the files of --unlabeled_data."""
   config, source = run.config, run.inputs.unlabeled
@@ -154,6 +159,8 @@ def _pseudo_label(run: Run, trainee: Trainee) -> None:
     )
 
 
+# Modes that need no workers, for they only look at what lies there.
+_OF_FILES = {"report": _report, "status": _status}
 # What each mode does, once the run's directory is its own.
 _STEPS: dict[str, tuple[Callable[[Run, Trainee], None], ...]] = {
   "train": (training.train,),

@@ -26,6 +26,7 @@ from dat_tf.workers import joined
 from dat_tf.workers.cluster import Cluster
 from dat_tf.workers.joined import Workers
 from dat_tf.workers.peers import Lookout
+from dat_tf.workers.preemption import PREEMPTED, Preempted
 from dat_tf.workers.watchdog import Watchdog
 
 # Images that are attacked or labelled together, at most.
@@ -124,10 +125,11 @@ def opened(config: config_lib.Settings, cluster: Cluster) -> Iterator[Run]:
   """Joins the workers, opens the data, builds the network and claims the directory.
 
   Nothing is written before all that is sound. At the end the workers wait for each
-  other.
+  other, also if one of them was told to end.
 
   Raises:
     UserError: settings, data or directory do not fit together.
+    SystemExit: with `PREEMPTED`, if all have saved and end because they were told to.
   """
   workers = _join(config, cluster)
   lookout = Lookout(cluster.addresses, cluster.index, joined.SILENCE)
@@ -147,9 +149,23 @@ def opened(config: config_lib.Settings, cluster: Cluster) -> Iterator[Run]:
     if model is not None:
       steps = inputs.steps_per_epoch
       trainee = Trainee(config, workers, model, steps, check_claim)
-    yield Run(config, workers, inputs, trainee, watchdog, check_claim)
+    preempted: Optional[Preempted] = None
+    try:
+      yield Run(config, workers, inputs, trainee, watchdog, check_claim)
+    except Preempted as error:
+      preempted = error
+      assert trainee is not None
+      trainee.checkpoints.finish()
     lookout.stop()
     workers.wait()
+  if preempted is not None:
+    if workers.is_chief:
+      print(
+        f"{config.model_dir}: saved, since a worker was told to end. The same command "
+        "goes on from there.",
+        flush=True,
+      )
+    raise SystemExit(PREEMPTED) from preempted
 
 
 def _join(config: config_lib.Settings, cluster: Cluster) -> Workers:

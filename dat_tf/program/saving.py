@@ -4,78 +4,110 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
 
 import tensorflow as tf
 
-from dat_tf.base.errors import UserError
+from dat_tf.base.errors import MachineError
 from dat_tf.compat import keras, takes_tensors
+from dat_tf.monitoring import Events
 from dat_tf.program import checkpointing
 from dat_tf.program.checkpoint_files import Position
 from dat_tf.program.run import Run
 from dat_tf.program.trainee import Trainee
 from dat_tf.workers.joined import Workers
+from dat_tf.workers.preemption import Preempted
 
-# Steps after which the workers look how long a step takes.
-_LOOK = 10
+# Seconds between two times at which the workers tell each other how things are.
+_PAUSE = 1.0
 
 
 @takes_tensors
 class Saving(keras.callbacks.Callback):
-  """Saves after each epoch, and by --checkpoint_steps or --checkpoint_minutes within.
+  """Saves after each epoch, within by --checkpoint_steps or _minutes, and at an order.
 
-  All workers save after the same step: by the clock, that is the one at which the chief
-  expects the minutes to be over, of which it tells the others now and then.
+  All workers save after the same step. So about each second they tell each other
+  whether the chief's minutes are over, and whether one of them was told to end; if one
+  was, all save there, and `Preempted` is raised.
   """
 
-  def __init__(self, run: Run, trainee: Trainee, steps: int):
+  def __init__(
+    self,
+    run: Run,
+    trainee: Trainee,
+    steps: int,
+    events: Events,
+    is_told_to_end: Callable[[], bool],
+  ):
     """Makes the callback, which all workers have.
 
     Args:
       run: of this worker.
       trainee: what is saved.
       steps: of an epoch.
+      events: is told of each checkpoint.
+      is_told_to_end: whether this worker is, see `preemption.awaited`.
     """
     super().__init__()
     self._run, self._trainee, self._steps = run, trainee, steps
+    self._events, self._is_told_to_end = events, is_told_to_end
+    # Seconds of steps alone, and of how many; when the last one ended.
+    self._stepping, self._stepped = 0.0, 0
+    self._ended: Optional[float] = None
     self._every = run.config.checkpoint_steps
-    self._seconds = 60.0 * run.config.checkpoint_minutes
-    self._next_look = 0
+    self._seconds = 60.0 * run.config.checkpoint_minutes or float("inf")
+    # When it was saved, when the workers spoke last, and after which step.
+    self._saved = self._spoke = self._spoke_at = 0.0
+    self._speaks_at = 0
 
   def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-    self._epoch = epoch
+    self._epoch, self._ended = epoch, None
 
   def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-    steps = batch + 1
+    if self._ended is not None:
+      self._stepping += time.monotonic() - self._ended
+      self._stepped += 1
+    self._act(batch + 1)
+    self._ended = time.monotonic()
+
+  def _act(self, steps: int) -> None:
+    """Saves if it is time to, after so many steps of an epoch."""
+    if steps == self._steps:
+      return  # the epoch's end does the same
     done = self._epoch * self._steps + steps
-    is_due = (self._every and done % self._every == 0) or (
-      self._seconds and self._is_time(done)
-    )
-    if is_due and steps < self._steps:
+    is_due = bool(self._every) and done % self._every == 0
+    must_end = False
+    if not self._speaks_at:  # the first step builds the graph
+      self._saved = self._spoke = time.monotonic()
+      self._spoke_at, self._speaks_at = done, done + 1
+    elif done >= self._speaks_at:
+      is_time, must_end = self._speak(done)
+      is_due |= is_time
+    if is_due or must_end:
       self._save(Position(self._epoch, steps))
+    if must_end:
+      raise Preempted
 
   def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
     self._save(Position(epoch + 1))
+    if self._speak((epoch + 1) * self._steps)[1]:
+      raise Preempted
 
-  def _is_time(self, done: int) -> bool:
-    """Whether the minutes are over; a collective, at the same steps on all workers."""
+  def _speak(self, done: int) -> tuple[bool, bool]:
+    """Whether the chief's minutes are over, and whether a worker was told to end.
+
+    A collective. It also settles how many steps later the workers speak again.
+    """
     now = time.monotonic()
-    if not self._next_look:
-      self._saved = self._looked = now
-      self._looked_at, self._next_look = done, done + _LOOK
-    if done < self._next_look:
-      return False
-    pace = (now - self._looked) / (done - self._looked_at)
-    left = max(0.0, self._saved + self._seconds - now) / pace
-    steps_left = self._run.workers.largest(
-      round(left) if self._run.workers.is_chief else 0
+    pace = (now - self._spoke) / max(1, done - self._spoke_at)
+    is_time = now - self._saved >= self._seconds
+    rows = self._run.workers.numbers(
+      [is_time, self._is_told_to_end(), max(1, round(_PAUSE / max(pace, 1e-6)))]
     )
-    self._looked, self._looked_at = now, done
-    self._next_look = done + (steps_left or _LOOK)
-    if not steps_left:
-      self._saved = now
-    return not steps_left
+    self._spoke, self._spoke_at = now, done
+    self._speaks_at = done + rows[0][2]
+    return bool(rows[0][0]), any(told for _, told, _ in rows)
 
   def _save(self, here: Position) -> None:
     # An update may overflow although the gradient did not.
@@ -84,7 +116,15 @@ class Saving(keras.callbacks.Callback):
       raise self._run.diverged(f"The weights are not finite after {here}")
     check_same_weights(self._run.workers, weights, str(here))
     self._run.check_claim()
-    self._trainee.checkpoints.save(here)
+    pace = round(self._stepping / self._stepped, 6) if self._stepped else None
+
+    def note(seconds: float, size: int) -> None:
+      step = here.epochs * self._steps + here.steps
+      figures = {"seconds": round(seconds, 3), "bytes": size, "seconds_per_step": pace}
+      self._events.write("save", here.epochs, step, **figures)
+
+    self._trainee.checkpoints.save(here, note)
+    self._saved = time.monotonic()
 
 
 @takes_tensors
@@ -123,7 +163,7 @@ def check_same_weights(
     when: after what, for the message.
 
   Raises:
-    UserError: a worker has others, by a callback or a fault of its machine. Figures
+    MachineError: a worker has others, by a callback or a fault of its machine. Figures
       would not show it, since they are means over all workers.
   """
   digest = checkpointing.digest(weights)
@@ -135,7 +175,7 @@ def check_same_weights(
   odd = [worker for worker, other in enumerate(digests) if other != most]
   if odd:
     others = f"the {count} others" if count > 1 else f"worker {digests.index(most)}"
-    raise UserError(
+    raise MachineError(
       f"After {when} worker {odd[0]} has other weights than {others}: a callback or a "
       "fault of that machine changed them. Start all again without it; they go on from "
       "the newest checkpoint."

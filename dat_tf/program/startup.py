@@ -11,8 +11,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
-from typing import Callable, Optional
+from typing import Callable, NoReturn, Optional, Union
 
 from absl import app, flags
 
@@ -59,6 +60,27 @@ def _hold(path: str) -> int:
     os.close(descriptor)
     raise
   return descriptor
+
+
+def leave(code: Union[int, str, None]) -> NoReturn:
+  """Ends the process as `sys.exit` does, but at once.
+
+  To take a TensorFlow input pipeline apart before its end, as when a run is told to end
+  or fails, takes up to a minute: one of its threads sleeps as long. An interpreter that
+  ends would wait for it.
+  """
+  if isinstance(code, str):
+    print(code, file=sys.stderr)
+    code = 1
+  for thread in threading.enumerate():  # a checkpoint may be on its way
+    if not thread.daemon and thread is not threading.current_thread():
+      thread.join()
+  if tempfile.tempdir and _TEMPORARY in tempfile.tempdir:
+    shutil.rmtree(tempfile.tempdir, ignore_errors=True)
+  with contextlib.suppress(OSError):  # whoever read it has left
+    sys.stdout.flush()
+    sys.stderr.flush()
+  os._exit(code or 0)
 
 
 def run_script(main: Callable[[Sequence[str]], Optional[int]]) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Optional
 
 import tensorflow as tf
 
 from dat_tf import config as config_lib
 from dat_tf.base import hashing, stack
-from dat_tf.base.errors import UserError
+from dat_tf.base.errors import UserError, one_line
 from dat_tf.communication import MeanAllReduce
 from dat_tf.compat import keras
 from dat_tf.models import batch_norm, transfer
 from dat_tf.monitoring import (
   Attacked,
   AttackedImages,
+  Events,
   Profiler,
   Progress,
   Scalars,
@@ -30,6 +32,7 @@ from dat_tf.program.checkpoint_files import START
 from dat_tf.program.run import Run
 from dat_tf.program.saving import Saving, Verification
 from dat_tf.program.trainee import Trainee
+from dat_tf.workers import preemption
 
 
 def train(run: Run, trainee: Trainee) -> None:
@@ -99,22 +102,30 @@ def train(run: Run, trainee: Trainee) -> None:
     *([stopping] if stopping else []),
   ]
   progress = Progress(config.epochs * steps, first_step)
+  events = Events(config.directory.events if run.workers.is_chief else None)
   if run.workers.is_chief:
-    callbacks += [*watchers(run, trainee), progress]
-  # Last: what the others wrote of a step is there before its checkpoint, and a run that
-  # is stopped between the two does the step again.
-  callbacks.append(Saving(run, trainee, steps))
+    callbacks += [*watchers(run, trainee, events), progress]
   # No worker writes before what another run has left there is gone.
   run.workers.wait()
   started = time.perf_counter()
-  with run.explained_errors(), contextlib.closing(progress):
+  events.write_start(first_epoch, first_step, run.workers.cluster.num_workers)
+  told_to_end = preemption.awaited(config.grace_seconds, run.workers.cluster.index)
+  with (
+    _noted(events, trainee),
+    run.explained_errors(),
+    contextlib.closing(progress),
+    told_to_end as is_told_to_end,
+  ):
+    # Last: what the others wrote of a step is there before its checkpoint, and a run
+    # that is stopped between the two does the step again.
+    saving = Saving(run, trainee, steps, events, is_told_to_end)
     history = trainee.model.fit(
       dataset,
       epochs=config.epochs,
       initial_epoch=first_epoch,
       initial_step=begin.steps,
       steps_per_epoch=steps,
-      callbacks=[*callbacks, clock],
+      callbacks=[*callbacks, saving, clock],
       verbose=0,
       **validation,
     )
@@ -129,6 +140,21 @@ def train(run: Run, trainee: Trainee) -> None:
   )
   trainee.take_best()
   trainee.export()
+
+
+@contextlib.contextmanager
+def _noted(events: Events, trainee: Trainee) -> Iterator[None]:
+  """Tells the events how training ended."""
+  try:
+    yield
+  except preemption.Preempted:
+    trainee.checkpoints.finish()
+    events.write_here("told_to_end")
+    raise
+  except Exception as error:
+    events.write_here("failure", cause=one_line(error)[:300])
+    raise
+  events.write_here("trained")
 
 
 def _initialize(run: Run, classifier: keras.Model) -> None:
@@ -170,7 +196,9 @@ def _warn_of_lagging_averages(
     )
 
 
-def watchers(run: Run, trainee: Trainee) -> list[keras.callbacks.Callback]:
+def watchers(
+  run: Run, trainee: Trainee, events: Optional[Events] = None
+) -> list[keras.callbacks.Callback]:
   """The callbacks that keep what TensorBoard shows, for the chief."""
   config, source = run.config, run.inputs.train
   assert source is not None
@@ -197,6 +225,7 @@ def watchers(run: Run, trainee: Trainee) -> list[keras.callbacks.Callback]:
       config.global_batch_size,
       trainee.bytes_sent_per_step,
       attack_pictures,
+      **({"goodput": events.goodput} if events else {}),
     ),
     Summary(logs, dataclasses.asdict(config), config.model_dir),
   ]

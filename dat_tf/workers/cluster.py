@@ -23,6 +23,9 @@ from typing import Any, Optional
 
 from dat_tf.base.errors import UserError
 
+# Environment variables by which the launcher tells workers how often all have been
+# started again, and why the last time.
+RESTARTS, CAUSE = "DAT_TF_RESTARTS", "DAT_TF_RESTART_CAUSE"
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|[\w.-]+):([0-9]{1,5})", re.ASCII)
 
 

@@ -6,7 +6,7 @@ import atexit
 import dataclasses
 import functools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import tensorflow as tf
@@ -58,8 +58,16 @@ class Workers:
     The workers agree by it on a number that each knows only for itself, such as the
     steps that its shard needs.
     """
-    gathered = _gather(self.strategy)(tf.constant([value], tf.int64))
-    return int(tf.reduce_max(gathered))
+    return max(number for (number,) in self.numbers([value]))
+
+  def numbers(self, mine: Sequence[int]) -> list[list[int]]:
+    """The numbers of all workers, which each have as many, by index; int64."""
+    # Of few lengths, since each has a graph of its own.
+    padded = [*mine, *[0] * (-len(mine) % 8)]
+    gathered = _gather(self.strategy)(tf.constant(padded, tf.int64))
+    # Replicas of one worker all have its numbers.
+    rows = gathered.numpy().reshape(self.num_replicas, len(padded))
+    return rows[:: self.num_local_replicas, : len(mine)].tolist()
 
   def texts(self, text: str) -> list[str]:
     """The texts of all workers, by index."""
@@ -67,15 +75,11 @@ class Workers:
     longest = self.largest(len(encoded))
     if not longest:
       return [""] * self.cluster.num_workers
-    # Texts are padded to few lengths, since each has a graph of its own.
     length = 1024
     while length < longest:
       length *= 16
-    gathered = _gather(self.strategy)(tf.constant([*encoded.ljust(length)], tf.int64))
-    # Replicas of one worker all have its text.
-    replicas = gathered.numpy().reshape(self.num_replicas, length)
-    firsts = replicas[:: self.num_local_replicas]
-    return [bytes(row.tolist()).decode().rstrip() for row in firsts]
+    rows = self.numbers([*encoded.ljust(length)])
+    return [bytes(row).decode().rstrip() for row in rows]
 
   def wait(self) -> None:
     """Returns once every worker has called it: none is missed while still needed."""

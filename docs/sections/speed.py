@@ -31,6 +31,7 @@ def stacks(figures: dict[str, Any]) -> str:
       "TensorFlow": figures[f"{name}_tensorflow"],
       "attack, 8 x 8": f"{figures[f'{name}_attack_ms']:.1f} ms",
       "attack, 28 x 28": f"{figures[f'{name}_large_attack_ms']:.1f} ms",
+      "first convolution": f"{figures[f'{name}_first_convolution_ms']:.2f} ms",
       "an operation": f"{figures[f'{name}_operation_us']:.2f} us",
       "reduction, float32": f"{figures[f'{name}_fp32_reduction_ms']:.1f} ms",
       "8 bits": f"{figures[f'{name}_8bit_reduction_ms']:.1f} ms",
@@ -56,11 +57,12 @@ Speeds are medians.
 
 {table(rows)}
 
-Where a difference comes from: in one process, the versions in turns, PGD-10 alone on
-small_cnn, of 32 images of 8 x 8 pixels and of 128 of 28 x 28; and a thousand sines of
+Where a difference comes from: in one process of one core, as each worker has, the
+versions in turns, PGD-10 alone on small_cnn, of 32 images of 8 x 8 pixels and of 128 of
+28 x 28; the first convolution of the latter, of one channel; and a thousand sines of
 one number each, which are TensorFlow's own work for an operation. Between two workers
-on this host, the reduction of that network's gradient. Medians of three turns, while
-other programs ran ({figures["operations_machine"]}).
+on this host, the reduction of that network's gradient. Medians of three turns
+({figures["operations_machine"]}).
 
 {table(parts)}
 

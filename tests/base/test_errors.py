@@ -11,13 +11,15 @@ import unittest
 from unittest import mock
 
 from dat_tf import __main__ as program
+from dat_tf.base import errors
 from dat_tf.base.errors import UserError, with_flags
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "dat_tf"
 # Their users set flags, and no parameters.
 PROGRAMS = (
   *("__main__.py", "config", "data/service.py", "launch.py", "program"),
-  "workers/watchdog.py",  # prints by itself, in a program
+  # They print by themselves, in a program.
+  *("workers/watchdog.py", "workers/preemption.py"),
 )
 # Arguments of git and of Apache Beam, and a variable of a style sheet.
 NO_FLAGS = {
@@ -78,6 +80,21 @@ class FlagsTest(unittest.TestCase):
         found[name] = named - NO_FLAGS.get(name, set())
     self.assertGreater(len(found), 80)
     self.assertEqual({name: named for name, named in found.items() if named}, {})
+
+
+class ExitTest(unittest.TestCase):
+  def exit_of(self, error):
+    def main(argv):
+      raise error
+
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+      code = errors.exit_on_user_error(main)(["program"])
+    return code, stderr.getvalue().partition(": ")[2]
+
+  def test_each_kind_ends_with_its_code_and_one_line(self):
+    mistake, fault = errors.UserError("Mend this."), errors.MachineError("Try again.")
+    self.assertEqual(self.exit_of(mistake), (2, "Mend this.\n"))
+    self.assertEqual(self.exit_of(fault), (1, "Try again.\n"))
 
 
 if __name__ == "__main__":

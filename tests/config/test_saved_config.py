@@ -32,6 +32,7 @@ MAY_CHANGE = {
   "source_probabilities",
   "log_every",
   "checkpoint_steps",
+  "grace_seconds",
   "checkpoint_minutes",
   "verify_every",
   "pictures",

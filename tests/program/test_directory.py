@@ -78,6 +78,7 @@ class DirectoryTest(ConfigCase):
   def test_overwrite_clears_what_a_run_wrote(self):
     for name in (
       *("config.flags", "results.json", "results_32.json", "report.html"),
+      "events.jsonl",
       *("checkpoints/checkpoint", "checkpoints/epoch-1.index", "best/epoch-1.index"),
       *("export/saved_model.pb", "export.keras", "serving/saved_model.pb"),
       *("logs/train/events", "evaluation/square.npz", "report/loss.png"),

@@ -16,6 +16,7 @@ from program_case import ROOT, ProgramCase, run_dat
 
 from dat_tf.launch import free_addresses
 from dat_tf.program.checkpoint_files import START, present
+from dat_tf.workers.preemption import PREEMPTED
 
 
 class LostWorkerTest(ProgramCase):
@@ -66,16 +67,10 @@ class LostWorkerTest(ProgramCase):
     # Clean accuracy, with collectives, may not be done by then.
     self.assertRegex(line, r" (has ended|was lost): see")
 
-  @pytest.mark.long
-  def test_started_again_by_the_launcher(self):
-    """The weights are those of a run without a failure, bit for bit."""
-    flags = {**self.flags, "mode": "train", "epochs": 30, "checkpoint_steps": 2}
-    whole = run_dat({**flags, "model_dir": self.folder / "whole"}, 2)
-    self.assertEqual(whole.returncode, 0, whole.stderr)
-    flags["model_dir"] = again = self.folder / "again"
+  def launch(self, flags, *options):
     words = [f"--{name}={value}" for name, value in flags.items()]
     launcher = subprocess.Popen(
-      [sys.executable, "-m", "dat_tf.launch", "--num_workers=2", "--max_restarts=2"]
+      [sys.executable, "-m", "dat_tf.launch", "--num_workers=2", *options]
       + ["--", "run_dat.py", *words],
       cwd=ROOT,
       stdout=subprocess.PIPE,
@@ -84,24 +79,65 @@ class LostWorkerTest(ProgramCase):
     )
     self.addCleanup(launcher.communicate)
     self.addCleanup(launcher.kill)
-    for epoch in (5, 15):
-      # That very checkpoint may be gone before it is seen.
-      while max(present(str(again / "checkpoints")), default=START).epochs < epoch:
-        self.assertIsNone(launcher.poll())
-        time.sleep(0.01)
-      children = f"/proc/{launcher.pid}/task/{launcher.pid}/children"
-      os.kill(int(pathlib.Path(children).read_text().split()[-1]), signal.SIGKILL)
-    out, _ = launcher.communicate(timeout=200)
-    self.assertEqual(launcher.returncode, 0, out)
-    self.assertIn("All workers start again (2 of 2 times)", out)
+    return launcher
+
+  def children(self, launcher):
+    children = f"/proc/{launcher.pid}/task/{launcher.pid}/children"
+    return [int(pid) for pid in pathlib.Path(children).read_text().split()]
+
+  def await_epoch(self, launcher, model_dir, epoch):
+    # That very checkpoint may be gone before it is seen.
+    checkpoints = str(model_dir / "checkpoints")
+    while max(present(checkpoints), default=START).epochs < epoch:
+      self.assertIsNone(launcher.poll())
+      time.sleep(0.01)
+
+  def assert_same_checkpoints(self, first, second, name):
     weights = [
-      tf.train.load_checkpoint(str(self.folder / name / "checkpoints" / "epoch-30"))
-      for name in ("whole", "again")
+      tf.train.load_checkpoint(str(self.folder / folder / "checkpoints" / name))
+      for folder in (first, second)
     ]
     names = [x for x in weights[0].get_variable_to_shape_map() if "CHECKPOINT" not in x]
     self.assertGreater(len(names), 10)
     for name in names:
       self.assertAllEqual(*(each.get_tensor(name) for each in weights), msg=name)
+
+  @pytest.mark.long
+  def test_started_again_by_the_launcher(self):
+    """The weights are those of a run without a failure, bit for bit."""
+    flags = {**self.flags, "mode": "train", "epochs": 30, "checkpoint_steps": 2}
+    whole = run_dat({**flags, "model_dir": self.folder / "whole"}, 2)
+    self.assertEqual(whole.returncode, 0, whole.stderr)
+    flags["model_dir"] = again = self.folder / "again"
+    launcher = self.launch(flags, "--max_restarts=2")
+    for epoch in (5, 15):
+      self.await_epoch(launcher, again, epoch)
+      os.kill(self.children(launcher)[-1], signal.SIGKILL)
+    out, _ = launcher.communicate(timeout=200)
+    self.assertEqual(launcher.returncode, 0, out)
+    self.assertIn("All workers start again (2 of 2 times)", out)
+    self.assert_same_checkpoints("whole", "again", "epoch-30")
+
+  @pytest.mark.long
+  def test_told_to_end(self):
+    """All save after the same step; the same command ends as a run left in peace."""
+    flags = {**self.flags, "mode": "train", "epochs": 100}
+    self.assert_good(run_dat({**flags, "model_dir": self.folder / "peace"}, 2))
+    flags["model_dir"] = model_dir = self.folder / "told"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+      launcher = self.launch(flags, "--max_restarts=3")
+      first = max(present(str(model_dir / "checkpoints")), default=START).epochs
+      self.await_epoch(launcher, model_dir, first + 10)
+      if number == signal.SIGTERM:
+        launcher.send_signal(number)
+      else:
+        os.kill(self.children(launcher)[1], number)  # one worker alone
+      out, _ = launcher.communicate(timeout=60)
+      self.assertEqual(launcher.returncode, PREEMPTED, out)
+      self.assertIn("told: saved, since a worker was told to end. The same", out)
+      self.assertNotIn("again", out)
+    out, _ = self.launch(flags).communicate(timeout=200)
+    self.assert_same_checkpoints("peace", "told", "epoch-100")
 
   @pytest.mark.long
   def test_frozen_in_evaluation(self):

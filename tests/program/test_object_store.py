@@ -75,7 +75,7 @@ class ObjectStoreTest(tf.test.TestCase):
     self.assertEqual(left["results"]["epochs"], 2)
     self.assertEqual(left["results"]["test_examples"], 12)
     self.assertEqual(left["logits"], [None, 10])
-    names = ["checkpoints", "config.flags", "export", "logs"]
+    names = ["checkpoints", "config.flags", "events.jsonl", "export", "logs"]
     names += ["report", "report.html", "results.json"]
     self.assertEqual(left["run"], names)
     self.assertTrue(left["curves"])

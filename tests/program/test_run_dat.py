@@ -27,6 +27,7 @@ from program_case import (
 from dat_tf import config as config_lib
 from dat_tf.base import stack
 from dat_tf.data import writing
+from dat_tf.monitoring import read_events
 
 
 class TrainedTest(ProgramCase):
@@ -87,8 +88,16 @@ class TrainedTest(ProgramCase):
     self.assertCountEqual(
       os.listdir(self.trained),
       ["config.flags", "checkpoints", "export", "logs", "results.json"]
-      + ["report", "report.html"],
+      + ["report", "report.html", "events.jsonl"],
     )
+    events = read_events(str(self.trained / "events.jsonl"))
+    self.assertEqual([e["event"] for e in events], ["start", "save", "trained"])
+    self.assertEqual([e["step"] for e in events], [0, STEPS, STEPS])
+    size = sum(
+      x.stat().st_size for x in (self.trained / "checkpoints").glob("epoch-1*")
+    )
+    self.assertEqual(events[1]["bytes"], size)
+    self.assertBetween(events[1]["seconds_per_step"], 1e-6, 60.0)
     page = (self.trained / "report.html").read_text()
     self.assertIn(f"{100 * results(self.trained)['standard_accuracy']:.1f} %", page)
     flagfile = self.trained / "config.flags"

@@ -11,15 +11,17 @@ import tensorflow as tf
 from partly_labeled import write_digits as write_partly_labeled
 from program_case import ProgramCase, run_dat
 
-from dat_tf.base.errors import UserError
+from dat_tf.base.errors import MachineError
+from dat_tf.monitoring import Events
 from dat_tf.program import saving
 from dat_tf.program.checkpoint_files import Position, present, remove
 from dat_tf.workers import joined
 from dat_tf.workers.cluster import Cluster
+from dat_tf.workers.preemption import Preempted
 from workers import run_workers
 
 # They tell of the machine, and differ from run to run.
-MEASURED = ("images_per_second", "_ms")
+MEASURED = ("images_per_second", "goodput", "_ms")
 
 
 def tensors(path):
@@ -127,15 +129,19 @@ class IntervalTest(tf.test.TestCase):
     run = mock.Mock()
     settings = {"checkpoint_steps": 0, "checkpoint_minutes": 0.0, **settings}
     run.config = mock.Mock(**settings)
-    run.workers.largest = lambda value: value
-    run.workers.is_chief = True
-    callback = saving.Saving(run, mock.Mock(), 100)
-    callback._save = self.saved.append
+    run.workers.numbers = lambda mine: [mine, [0, self.told, 7]]
+    callback = saving.Saving(run, mock.Mock(), 100, Events(None), lambda: False)
+
+    def save(here):
+      self.saved.append(here)
+      callback._saved = saving.time.monotonic()
+
+    callback._save = save
     return callback
 
   def setUp(self):
     super().setUp()
-    self.saved = []
+    self.saved, self.told = [], False
 
   def test_steps_count_over_epochs(self):
     callback = self.callback(checkpoint_steps=30)
@@ -157,10 +163,33 @@ class IntervalTest(tf.test.TestCase):
         clock += 1.0 if batch < 50 else 2.0
         callback.on_train_batch_end(batch)
     steps = [position.steps for position in self.saved]
-    self.assertEqual(steps[:2], [21, 41])
-    self.assertAllInRange(steps[2:], 51, 90)
-    gaps = [after - before for before, after in zip(steps[2:], steps[3:])]
-    self.assertAllInRange(gaps, 9, 11)
+    self.assertEqual(steps, [21, 41, 56, 66, 76, 86])
+
+  def test_one_worker_told_to_end_ends_all(self):
+    callback, clock = self.callback(), 0.0
+    with mock.patch.object(saving.time, "monotonic", lambda: clock):
+      callback.on_epoch_begin(4)
+      for batch in range(20):  # some 4 a second
+        clock += 0.25
+        callback.on_train_batch_end(batch)
+      self.assertEmpty(self.saved)
+      self.told = True
+      with self.assertRaises(Preempted):
+        for batch in range(20, 99):
+          clock += 0.25
+          callback.on_train_batch_end(batch)
+    self.assertEqual(self.saved, [Position(4, batch + 1)])
+    self.assertLess(batch, 25)
+
+  def test_an_order_in_the_last_step_waits_for_the_epochs_end(self):
+    callback = self.callback()
+    callback.on_epoch_begin(0)
+    self.told = True
+    callback.on_train_batch_end(99)
+    self.assertEmpty(self.saved)
+    with self.assertRaises(Preempted):
+      callback.on_epoch_end(0)
+    self.assertEqual(self.saved, [Position(1)])
 
 
 def _change_one_weight():
@@ -181,7 +210,7 @@ def _change_one_weight():
     kernel.assign(kernel.read_value() * tf.constant([[1.0, 1.0, 1.0000001]]))
   try:
     saving.check_same_weights(workers, weights, "step 2")
-  except UserError as error:
+  except MachineError as error:
     return str(error)
   return None
 
