@@ -34,7 +34,7 @@ class AwaitedTest(tf.test.TestCase):
         self.assertTrue(wait_for(is_told_to_end))
         raise preemption.Preempted
       # Nothing is left that would end this process later.
-      self.assertTrue(wait_for(lambda: threading.active_count() <= threads))
+      self.assertTrue(wait_for(lambda most=threads: threading.active_count() <= most))
       self.assertEqual(signal.getsignal(number), before)
 
   def test_other_signals_are_not(self):
