@@ -66,6 +66,11 @@ on this host, the reduction of that network's gradient. Medians of three turns
 
 {table(parts)}
 
+An operation costs the same on all. What newer versions lose on images of one channel is
+in the first convolution, for which oneDNN takes another kernel there
+(`ONEDNN_VERBOSE=1` names it); the latest also loses in its collectives over gRPC, which
+count where steps are as short as these.
+
 What the wheels are built for, as `tf.sysconfig.get_build_info()` says: `sm_XY` is code
 for GPUs from X.Y to X.9, `compute_XY` is also PTX for later ones.
 
