@@ -38,6 +38,7 @@ SECTIONS = (
   ("Python, TensorFlow and Keras", "stacks", "benchmarks/stacks.py", speed.stacks),
   ("Large batches", "large_batch", "benchmarks/large_batch.py", training.large_batch),
   ("Speed of the trainer", "step_time", "benchmarks/step_time.py", speed.step_time),
+  ("Survival", "goodput", "benchmarks/goodput.py", speed.goodput),
   ("Other libraries", "peers", "benchmarks/peers.py", peers.peers),
   (
     "Communication",

@@ -22,6 +22,7 @@ class Events:
   had come. The events:
 
     start         `workers`; after the launcher's restart `restarts` and `cause`, too
+    first_step    it is done: the graph is built
     save          a checkpoint: `seconds` that writing it took, its `bytes`, and
                   `seconds_per_step` of the steps since the start
     told_to_end   all have saved, since a worker got SIGTERM or SIGUSR1

@@ -21,8 +21,8 @@ class Scalars(keras.callbacks.Callback):
 
   Every `every` steps, and after each epoch: loss, accuracy, robust_accuracy (means over
   the epoch so far), gradient_norm, learning_rate, images_per_second,
-  bytes_sent_per_step, the goodput, if it is known, and the trust ratio of each layer,
-  and their histogram, if the optimizer has them. After each epoch also the metrics of
+  bytes_sent_per_step, whatever else it is given, and the trust ratio of each layer, and
+  their histogram, if the optimizer has them. After each epoch also the metrics of
   the test data, if they were computed, and, of some images under attack, a picture and
   histograms of the perturbations: the changes of all pixels, and each image's norm.
   """
@@ -35,7 +35,7 @@ class Scalars(keras.callbacks.Callback):
     bytes_sent_per_step: int,
     attack: Optional[Callable[[], Attacked]] = None,
     *,
-    goodput: Callable[[], Optional[float]] = lambda: None,
+    more: Callable[[], dict[str, Optional[float]]] = dict,
   ):
     """Opens the logs.
 
@@ -45,14 +45,14 @@ class Scalars(keras.callbacks.Callback):
       global_batch_size: images in a step, for images_per_second.
       bytes_sent_per_step: by each worker, for its gradient.
       attack: called after each epoch (`AttackedImages`).
-      goodput: see `Events.goodput`.
+      more: further figures by name, None for what is not known yet.
     """
     super().__init__()
     self._train = tf.summary.create_file_writer(os.path.join(directory, "train"))
     self._test = tf.summary.create_file_writer(os.path.join(directory, "test"))
     self._every, self._batch = every, global_batch_size
     self._bytes, self._attack = bytes_sent_per_step, attack
-    self._goodput = goodput
+    self._more = more
 
   def on_epoch_begin(self, epoch: int, logs: Optional[dict[str, Any]] = None) -> None:
     self._restart_clock()
@@ -95,9 +95,9 @@ class Scalars(keras.callbacks.Callback):
       self._batch * self._steps_timed / (time.perf_counter() - self._started)
     )
     metrics["bytes_sent_per_step"] = self._bytes
-    goodput = self._goodput()
-    if goodput is not None:
-      metrics["goodput"] = goodput
+    for name, value in self._more().items():
+      if value is not None:
+        metrics[name] = value
     ratios = {
       layer: float(tf.convert_to_tensor(ratio))
       for layer, ratio in self._trust_ratios().items()

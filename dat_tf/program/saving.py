@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import tensorflow as tf
+import tqdm
 
 from dat_tf.base.errors import MachineError
 from dat_tf.compat import keras, takes_tensors
@@ -18,6 +19,7 @@ from dat_tf.program.run import Run
 from dat_tf.program.trainee import Trainee
 from dat_tf.workers.joined import Workers
 from dat_tf.workers.preemption import Preempted
+from dat_tf.workers.stragglers import Stragglers
 
 # Seconds between two times at which the workers tell each other how things are.
 _PAUSE = 1.0
@@ -29,7 +31,8 @@ class Saving(keras.callbacks.Callback):
 
   All workers save after the same step. So about each second they tell each other
   whether the chief's minutes are over, and whether one of them was told to end; if one
-  was, all save there, and `Preempted` is raised.
+  was, all save there, and `Preempted` is raised. They also tell how long their own part
+  of a step takes, and the chief names a straggler.
   """
 
   def __init__(
@@ -37,7 +40,9 @@ class Saving(keras.callbacks.Callback):
     run: Run,
     trainee: Trainee,
     steps: int,
+    *,
     events: Events,
+    stragglers: Stragglers,
     is_told_to_end: Callable[[], bool],
   ):
     """Makes the callback, which all workers have.
@@ -47,11 +52,13 @@ class Saving(keras.callbacks.Callback):
       trainee: what is saved.
       steps: of an epoch.
       events: is told of each checkpoint.
+      stragglers: is shown what each worker's part of a step takes.
       is_told_to_end: whether this worker is, see `preemption.awaited`.
     """
     super().__init__()
     self._run, self._trainee, self._steps = run, trainee, steps
-    self._events, self._is_told_to_end = events, is_told_to_end
+    self._events, self._stragglers = events, stragglers
+    self._is_told_to_end = is_told_to_end
     # Seconds of steps alone, and of how many; when the last one ended.
     self._stepping, self._stepped = 0.0, 0
     self._ended: Optional[float] = None
@@ -68,10 +75,13 @@ class Saving(keras.callbacks.Callback):
     if self._ended is not None:
       self._stepping += time.monotonic() - self._ended
       self._stepped += 1
-    self._act(batch + 1)
+    elif not self._speaks_at:
+      done = self._epoch * self._steps + batch + 1
+      self._events.write("first_step", self._epoch, done)
+    self._act(batch + 1, logs or {})
     self._ended = time.monotonic()
 
-  def _act(self, steps: int) -> None:
+  def _act(self, steps: int, logs: dict[str, Any]) -> None:
     """Saves if it is time to, after so many steps of an epoch."""
     if steps == self._steps:
       return  # the epoch's end does the same
@@ -82,7 +92,7 @@ class Saving(keras.callbacks.Callback):
       self._saved = self._spoke = time.monotonic()
       self._spoke_at, self._speaks_at = done, done + 1
     elif done >= self._speaks_at:
-      is_time, must_end = self._speak(done)
+      is_time, must_end = self._speak(done, float(logs.get("reduction_ms", 0.0)))
       is_due |= is_time
     if is_due or must_end:
       self._save(Position(self._epoch, steps))
@@ -94,20 +104,33 @@ class Saving(keras.callbacks.Callback):
     if self._speak((epoch + 1) * self._steps)[1]:
       raise Preempted
 
-  def _speak(self, done: int) -> tuple[bool, bool]:
+  def _speak(
+    self, done: int, reduction_ms: Optional[float] = None
+  ) -> tuple[bool, bool]:
     """Whether the chief's minutes are over, and whether a worker was told to end.
 
     A collective. It also settles how many steps later the workers speak again.
+
+    Args:
+      done: steps so far.
+      reduction_ms: of the last step; None between two epochs.
     """
     now = time.monotonic()
     pace = (now - self._spoke) / max(1, done - self._spoke_at)
     is_time = now - self._saved >= self._seconds
+    own = max(0.0, pace - 1e-3 * (reduction_ms or 0.0))
+    pause = max(1, round(_PAUSE / max(pace, 1e-6)))
     rows = self._run.workers.numbers(
-      [is_time, self._is_told_to_end(), max(1, round(_PAUSE / max(pace, 1e-6)))]
+      [is_time, self._is_told_to_end(), pause, round(1e6 * own)]
     )
     self._spoke, self._spoke_at = now, done
-    self._speaks_at = done + rows[0][2]
-    return bool(rows[0][0]), any(told for _, told, _ in rows)
+    times, orders, pauses, parts = zip(*rows)
+    self._speaks_at = done + pauses[0]
+    if reduction_ms is not None and len(rows) > 1:
+      line = self._stragglers.look([part / 1e6 for part in parts])
+      if line and self._run.workers.is_chief:
+        tqdm.tqdm.write(f"Warning: {line}")
+    return bool(times[0]), any(orders)
 
   def _save(self, here: Position) -> None:
     # An update may overflow although the gradient did not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -33,6 +33,7 @@ from dat_tf.program.run import Run
 from dat_tf.program.saving import Saving, Verification
 from dat_tf.program.trainee import Trainee
 from dat_tf.workers import preemption
+from dat_tf.workers.stragglers import Stragglers
 
 
 def train(run: Run, trainee: Trainee) -> None:
@@ -103,8 +104,17 @@ def train(run: Run, trainee: Trainee) -> None:
   ]
   progress = Progress(config.epochs * steps, first_step)
   events = Events(config.directory.events if run.workers.is_chief else None)
+  stragglers = Stragglers()
   if run.workers.is_chief:
-    callbacks += [*watchers(run, trainee, events), progress]
+    callbacks += watchers(
+      run,
+      trainee,
+      lambda: {
+        "goodput": events.goodput(),
+        "slowest_worker_over_median": stragglers.ratio,
+      },
+    )
+    callbacks.append(progress)
   # No worker writes before what another run has left there is gone.
   run.workers.wait()
   started = time.perf_counter()
@@ -118,7 +128,14 @@ def train(run: Run, trainee: Trainee) -> None:
   ):
     # Last: what the others wrote of a step is there before its checkpoint, and a run
     # that is stopped between the two does the step again.
-    saving = Saving(run, trainee, steps, events, is_told_to_end)
+    saving = Saving(
+      run,
+      trainee,
+      steps,
+      events=events,
+      stragglers=stragglers,
+      is_told_to_end=is_told_to_end,
+    )
     history = trainee.model.fit(
       dataset,
       epochs=config.epochs,
@@ -197,9 +214,17 @@ def _warn_of_lagging_averages(
 
 
 def watchers(
-  run: Run, trainee: Trainee, events: Optional[Events] = None
+  run: Run,
+  trainee: Trainee,
+  more: Callable[[], dict[str, Optional[float]]] = dict,
 ) -> list[keras.callbacks.Callback]:
-  """The callbacks that keep what TensorBoard shows, for the chief."""
+  """The callbacks that keep what TensorBoard shows, for the chief.
+
+  Args:
+    run: of this worker.
+    trainee: what is trained.
+    more: as `Scalars` takes it.
+  """
   config, source = run.config, run.inputs.train
   assert source is not None
   logs = config.directory.logs
@@ -225,7 +250,7 @@ def watchers(
       config.global_batch_size,
       trainee.bytes_sent_per_step,
       attack_pictures,
-      **({"goodput": events.goodput} if events else {}),
+      more=more,
     ),
     Summary(logs, dataclasses.asdict(config), config.model_dir),
   ]

@@ -119,3 +119,37 @@ DataLoader. Memory of ours, at most: {figures["rss_mb_start"]:.0f} MB in the fir
 of {figures["rss_images"]:,.0f} images, {figures["rss_mb_end"]:.0f} MB in all.
 
 {table(rows)}"""
+
+
+def goodput(figures: dict[str, Any]) -> str:
+  parts = []
+  if "checkpoint_overhead" in figures:
+    rows = [
+      {
+        "each 50 steps": title,
+        "costs": f"{figures[f'{name}_overhead']:.1%}",
+        "of the turns": f"{figures[f'lowest_{name}_overhead']:.1%} to "
+        f"{figures[f'highest_{name}_overhead']:.1%}",
+      }
+      for name, title in (
+        ("checkpoint", "a checkpoint"),
+        ("verify", "a comparison of all weights"),
+      )
+    ]
+    parts.append(f"""Time of a step beside that without, small CNN, Fashion-MNIST,
+PGD-10, {figures["turns"]} turns. Writing a checkpoint of
+{figures["checkpoint_bytes"] / 1e6:.1f} MB takes {figures["checkpoint_seconds"]:.2f} s,
+while training goes on.
+
+{table(rows)}
+
+On: {figures["cost_machine"]}.""")
+  if "goodput" in figures:
+    parts.append(f"""{figures["faults"]} times in {figures["minutes"]:g} minutes one of
+{figures["num_workers"]} workers was killed, and the launcher started all again: the
+goodput was {figures["goodput"]:.1%}. From a kill to the end of the next step it took
+{figures["recovery_seconds"]:.1f} s, the median, and
+{figures["longest_recovery_seconds"]:.1f} s at most.
+
+On: {figures["faults_machine"]}.""")
+  return "\n\n".join(parts)

@@ -60,11 +60,14 @@ class FlagsTest(unittest.TestCase):
     def main(argv: list[str]) -> None:
       raise UserError("Wrong: set `num_classes=3`, or `weights`.")
 
-    error = io.StringIO()
-    with mock.patch.object(program, "main", main), contextlib.redirect_stderr(error):
-      with self.assertRaises(SystemExit) as caught:
-        program.run()
-    self.assertEqual(caught.exception.code, 2)
+    error, codes = io.StringIO(), []
+    with (
+      mock.patch.object(program, "main", main),
+      mock.patch.object(program, "leave", codes.append),
+      contextlib.redirect_stderr(error),
+    ):
+      program.run()
+    self.assertEqual(codes, [2])
     self.assertRegex(
       error.getvalue(), r"^[^ ]+: Wrong: set --num_classes=3, or `weights`\.\n$"
     )

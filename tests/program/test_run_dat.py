@@ -91,13 +91,14 @@ class TrainedTest(ProgramCase):
       + ["report", "report.html", "events.jsonl"],
     )
     events = read_events(str(self.trained / "events.jsonl"))
-    self.assertEqual([e["event"] for e in events], ["start", "save", "trained"])
-    self.assertEqual([e["step"] for e in events], [0, STEPS, STEPS])
+    names = ["start", "first_step", "save", "trained"]
+    self.assertEqual([event["event"] for event in events], names)
+    self.assertEqual([event["step"] for event in events], [0, 1, STEPS, STEPS])
     size = sum(
       x.stat().st_size for x in (self.trained / "checkpoints").glob("epoch-1*")
     )
-    self.assertEqual(events[1]["bytes"], size)
-    self.assertBetween(events[1]["seconds_per_step"], 1e-6, 60.0)
+    self.assertEqual(events[2]["bytes"], size)
+    self.assertBetween(events[2]["seconds_per_step"], 1e-6, 60.0)
     page = (self.trained / "report.html").read_text()
     self.assertIn(f"{100 * results(self.trained)['standard_accuracy']:.1f} %", page)
     flagfile = self.trained / "config.flags"

@@ -18,10 +18,11 @@ from dat_tf.program.checkpoint_files import Position, present, remove
 from dat_tf.workers import joined
 from dat_tf.workers.cluster import Cluster
 from dat_tf.workers.preemption import Preempted
+from dat_tf.workers.stragglers import Stragglers
 from workers import run_workers
 
 # They tell of the machine, and differ from run to run.
-MEASURED = ("images_per_second", "goodput", "_ms")
+MEASURED = ("images_per_second", "goodput", "over_median", "_ms")
 
 
 def tensors(path):
@@ -129,8 +130,16 @@ class IntervalTest(tf.test.TestCase):
     run = mock.Mock()
     settings = {"checkpoint_steps": 0, "checkpoint_minutes": 0.0, **settings}
     run.config = mock.Mock(**settings)
-    run.workers.numbers = lambda mine: [mine, [0, self.told, 7]]
-    callback = saving.Saving(run, mock.Mock(), 100, Events(None), lambda: False)
+    run.workers.numbers = lambda mine: [mine, [0, self.told, 7, 2 * mine[3]]]
+    self.stragglers = Stragglers()
+    callback = saving.Saving(
+      run,
+      mock.Mock(),
+      100,
+      events=Events(None),
+      stragglers=self.stragglers,
+      is_told_to_end=lambda: False,
+    )
 
     def save(here):
       self.saved.append(here)
@@ -178,6 +187,7 @@ class IntervalTest(tf.test.TestCase):
         for batch in range(20, 99):
           clock += 0.25
           callback.on_train_batch_end(batch)
+    self.assertAllClose(self.stragglers.ratio, 2.0)
     self.assertEqual(self.saved, [Position(4, batch + 1)])
     self.assertLess(batch, 25)
 

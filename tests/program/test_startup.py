@@ -256,5 +256,47 @@ class OwnTemporaryDirectoryTest(unittest.TestCase):
       self.assertTrue(users_own.is_dir())
 
 
+class LeaveTest(unittest.TestCase):
+  def leave(self, body):
+    program = f"""
+import tempfile, threading, time
+from dat_tf.program.startup import leave, own_temporary_directory
+own_temporary_directory()
+print(tempfile.gettempdir())
+class Slow:
+  def __del__(self):
+    time.sleep(60)
+kept = Slow()
+{body}
+"""
+    process = subprocess.run(
+      [sys.executable, "-c", program],
+      capture_output=True,
+      text=True,
+      timeout=40,
+      check=False,
+    )
+    own, *lines = process.stdout.splitlines()
+    self.assertFalse(os.path.exists(own))
+    return process.returncode, lines, process.stderr
+
+  def test_at_once_with_its_code(self):
+    self.assertEqual(self.leave("leave(None)"), (0, [], ""))
+    self.assertEqual(self.leave("leave(75)"), (75, [], ""))
+
+  def test_a_text_is_said(self):
+    self.assertEqual(self.leave("leave('The end.')"), (1, [], "The end.\n"))
+
+  def test_what_is_being_written_is_waited_for(self):
+    body = """
+def write():
+  time.sleep(0.5)
+  print("written")
+threading.Thread(target=write).start()
+leave(3)
+"""
+    self.assertEqual(self.leave(body), (3, ["written"], ""))
+
+
 if __name__ == "__main__":
   unittest.main()
