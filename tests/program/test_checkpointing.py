@@ -11,6 +11,14 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
+from checkpoint_case import (
+  FilesCase,
+  cut,
+  empty,
+  fill,
+  flip,
+  point_nowhere,
+)
 
 from dat_tf.adversarial_model import AdversarialModel
 from dat_tf.attacks import PGD, LInfinity
@@ -30,16 +38,6 @@ def classifier_with_batch_norm(seed=0):
   hidden = tf.keras.layers.Dense(8)(tf.keras.layers.Flatten()(inputs))
   hidden = tf.keras.layers.ReLU()(tf.keras.layers.BatchNormalization()(hidden))
   return tf.keras.Model(inputs, tf.keras.layers.Dense(3)(hidden))
-
-
-def scalar_model(value):
-  model = tf.keras.Sequential([tf.keras.Input((1,)), tf.keras.layers.Dense(1)])
-  set_value(model, value)
-  return model
-
-
-def set_value(model, value):
-  model.set_weights([np.full_like(w, value) for w in model.get_weights()])
 
 
 def epochs_of_data(first, last):
@@ -129,35 +127,6 @@ class TrainingTest(tf.test.TestCase):
       self.assertAllEqual(expected, actual)
 
 
-class FilesCase(tf.test.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.directory = os.path.join(
-      tempfile.mkdtemp(dir=self.get_temp_dir()), "checkpoints"
-    )
-
-  def newest(self):
-    """(epochs, value) as a run that starts now restores them; None without any."""
-    model = scalar_model(-1.0)
-    checkpoints = Checkpoints(self.directory, {"classifier": model})
-    newest = checkpoints.newest()
-    if newest == START:
-      return None
-    checkpoints.restore(newest)
-    return newest.epochs, float(model.get_weights()[0][0, 0])
-
-  def save(self, *epochs, **kwargs):
-    model, copy = scalar_model(0.0), scalar_model(0.0)
-    copies = {"classifier": copy} if not kwargs.get("worker") else None
-    checkpoints = Checkpoints(self.directory, {"classifier": model}, copies, **kwargs)
-    for epoch in epochs:
-      set_value(model, 10.0 * epoch)
-      checkpoints.save(Position(epoch))
-      # What is saved is the state at that time.
-      set_value(model, -5.0)
-    checkpoints.finish()
-
-
 class FilesTest(FilesCase):
   def test_without_one_nothing_is_restored_or_made(self):
     self.assertIsNone(self.newest())
@@ -223,32 +192,6 @@ class FilesTest(FilesCase):
       other = tf.keras.Sequential([tf.keras.Input((1,)), *layers])
       with self.assertRaisesRegex(UserError, "epoch-1 is of another network"):
         Checkpoints(self.directory, {"classifier": other}).restore(Position(1))
-
-
-def cut(path):
-  os.truncate(path, os.path.getsize(path) // 2)
-
-
-def empty(path):
-  os.truncate(path, 0)
-
-
-def flip(path, place=0.5):
-  with open(path, "r+b") as file:
-    file.seek(int(place * os.path.getsize(path)))
-    byte = file.read(1)
-    file.seek(-1, os.SEEK_CUR)
-    file.write(bytes([byte[0] ^ 4]))
-
-
-def fill(path):
-  with open(path, "w") as file:
-    file.write("\0garbage {" * 5)
-
-
-def point_nowhere(path):
-  with open(path, "w") as file:
-    file.write('model_checkpoint_path: "epoch-9"\n')
 
 
 INDEX, DATA = "epoch-2.index", "epoch-2.data-00000-of-00001"
@@ -348,99 +291,6 @@ class DamagedTest(FilesCase, parameterized.TestCase):
     names = {name.split(".")[0] for name in os.listdir(self.directory)}
     self.assertEqual(names, {"checkpoint", "epoch-1"})
     self.assertEqual(self.printed(), ((1, 10.0), ""))
-
-
-class WorkersTest(FilesCase):
-  """What each replica keeps for itself, of two workers."""
-
-  def checkpoints(self, worker, value, num_workers=2):
-    self.own = tf.Variable([value, -value])
-    model = scalar_model(1.0)
-    copies = {"classifier": scalar_model(0.0)} if worker == 0 else None
-    return Checkpoints(
-      self.directory,
-      {"classifier": model},
-      copies,
-      replica_state={"statistics": [self.own]},
-      worker=worker,
-      num_workers=num_workers,
-    )
-
-  def save_both(self, position):
-    first, second = (self.checkpoints(i, 1.0 + 2.0 * i) for i in (0, 1))
-    first.save(position)
-    # The chief waits for the other worker.
-    self.assertNotIn(f"{position.name}.index", files.names(self.directory))
-    second.save(position)
-    for each in (first, second):
-      each.finish()
-    self.assertIn(f"{position.name}.index", files.names(self.directory))
-
-  def restored(self, worker, num_workers=2):
-    checkpoints = self.checkpoints(worker, 0.0, num_workers)
-    checkpoints.restore(checkpoints.newest())
-    return self.own.numpy().tolist()
-
-  def test_each_gets_its_own(self):
-    self.save_both(Position(1, 20))
-    self.assertEqual(self.restored(0), [1.0, -1.0])
-    self.assertEqual(self.restored(1), [3.0, -3.0])
-
-  def test_others_get_the_mean(self):
-    self.save_both(Position(1))
-    for worker in range(3):
-      self.assertEqual(self.restored(worker, 3), [2.0, -2.0])
-
-  def test_the_older_ones_go_with_all_files(self):
-    for position in (Position(1), Position(1, 20), Position(1, 100), Position(2)):
-      self.save_both(position)
-    names = {name.split(".")[0] for name in os.listdir(self.directory)}
-    stems = ["epoch-1-step-100", "epoch-2"]
-    expected = {f"{s}{w}" for s in stems for w in ("", *self.workers)}
-    self.assertEqual(names, {*expected, "checkpoint"})
-
-  workers = ("-worker-0-of-2", "-worker-1-of-2")
-
-  def test_damage_is_noticed_by_the_one_whose_file_it_is(self):
-    self.save_both(Position(1, 3))
-    self.save_both(Position(1, 6))
-    name = f"epoch-1-step-6{self.workers[1]}.data-00000-of-00001"
-    flip(os.path.join(self.directory, name))
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-      found = [self.checkpoints(i, 0.0).newest() for i in (0, 1)]
-    self.assertEqual(found, [Position(1, 6), Position(1, 3)])
-    self.assertLen(output.getvalue().splitlines(), 1)
-    self.assertRegex(output.getvalue(), rf"Warning: \S*/{name} is damaged")
-    # All agree on the earlier one.
-    limited = self.checkpoints(0, 0.0).newest(limit=Position(1, 3))
-    self.assertEqual(limited, Position(1, 3))
-    # One that is gone is missed by all.
-    os.remove(os.path.join(self.directory, f"epoch-1-step-6{self.workers[1]}.index"))
-    for worker in (0, 1):
-      self.assertEqual(self.checkpoints(worker, 0.0).newest(), Position(1, 3))
-
-  def test_what_single_workers_have_left_goes(self):
-    self.save_both(Position(1))
-    whole = set(os.listdir(self.directory))
-    # The chief was killed before it wrote its own.
-    second = self.checkpoints(1, 0.0)
-    second.save(Position(1, 9))
-    second.finish()
-    self.assertNotEqual(set(os.listdir(self.directory)), whole)
-    checkpoint_files.remove_leftovers(self.directory)
-    self.assertEqual(set(os.listdir(self.directory)), whole)
-    # The chief's of a later one is damaged.
-    self.save_both(Position(2))
-    checkpoint_files.remove_after(self.directory, Position(1))
-    later = {name for name in os.listdir(self.directory) if "epoch-2-worker" in name}
-    self.assertEmpty(later)
-
-  def test_a_worker_whose_directory_is_another(self):
-    chief = self.checkpoints(0, 0.0)
-    with mock.patch.object(checkpointing, "_PATIENCE", 0.1):
-      chief.save(Position(1))
-      with self.assertRaisesRegex(UserError, "worker-1-of-2.index .*one directory"):
-        chief.finish()
 
 
 class CopyTest(tf.test.TestCase):
