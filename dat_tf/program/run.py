@@ -157,7 +157,7 @@ def opened(config: config_lib.Settings, cluster: Cluster) -> Iterator[Run]:
       assert trainee is not None
       trainee.checkpoints.finish()
     lookout.stop()
-    workers.wait()
+    workers.part()
   if preempted is not None:
     if workers.is_chief:
       print(

@@ -6,6 +6,7 @@ import atexit
 import dataclasses
 import functools
 import signal
+import time
 from collections.abc import Callable, Sequence
 from typing import Optional
 
@@ -18,6 +19,8 @@ from dat_tf.workers.cluster import Cluster
 # Seconds after which a silent worker is taken for dead. A worker that ends is noticed
 # at once, by its connections.
 SILENCE = 60
+# Seconds for which a worker that is done stays within reach of the others.
+_STAY = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +85,16 @@ class Workers:
     return [bytes(row).decode().rstrip() for row in rows]
 
   def wait(self) -> None:
-    """Returns once every worker has called it: none is missed while still needed."""
+    """Returns once every worker has called it."""
     self.largest(0)
+
+  def part(self) -> None:
+    """As `wait`, and the last that a worker calls: it may then end at any time."""
+    self.wait()
+    if self.cluster.num_workers > 1:
+      # In a collective each worker fetches from the others: one that ended at once
+      # would take along what is still being fetched from it.
+      time.sleep(_STAY)
 
 
 def communication_options(

@@ -121,7 +121,8 @@ class LostWorkerTest(ProgramCase):
   @pytest.mark.long
   def test_told_to_end(self):
     """All save after the same step; the same command ends as a run left in peace."""
-    flags = {**self.flags, "mode": "train", "epochs": 100}
+    # Steps long enough for the run not to be over when it ends.
+    flags = {**self.flags, "mode": "train", "epochs": 100, "attack_steps": 30}
     self.assert_good(run_dat({**flags, "model_dir": self.folder / "peace"}, 2))
     flags["model_dir"] = model_dir = self.folder / "told"
     for number in (signal.SIGTERM, signal.SIGUSR1):
