@@ -139,7 +139,7 @@ def goodput(figures: dict[str, Any]) -> str:
     parts.append(f"""Time of a step beside that without, small CNN, Fashion-MNIST,
 PGD-10, {figures["turns"]} turns. Writing a checkpoint of
 {figures["checkpoint_bytes"] / 1e6:.1f} MB takes {figures["checkpoint_seconds"]:.2f} s,
-while training goes on.
+while training goes on. What is below the noise of the turns may be negative.
 
 {table(rows)}
 
