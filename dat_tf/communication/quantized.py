@@ -209,8 +209,8 @@ class QuantizedAllReduce(tf.Module):
   Attributes:
     residual: what error feedback keeps, one variable for each tensor that is quantized,
       of its shape, with a value for each replica. The mean over all replicas is what
-      the mean gradients lack so far; it is what a checkpoint holds and gives back to
-      all replicas, however many there are then.
+      the mean gradients lack so far: a run that goes on with other replicas gives it
+      to all of them.
   """
 
   def __init__(

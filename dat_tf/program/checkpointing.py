@@ -25,6 +25,7 @@ from dat_tf.program.checkpoint_files import (
   reader_of,
   workers_of,
 )
+from dat_tf.program.startup import LEAVING
 from dat_tf.workers.cluster import num_cores
 
 # Seconds until the chief must see the file of another worker that is still at work.
@@ -60,7 +61,8 @@ class Checkpoints:
         them to save.
       replica_state: as `AdversarialModel.replica_state`; None if nothing is kept so.
       keep: number of newest checkpoints kept.
-      worker: the number of this one; 0 is the chief, which alone warns.
+      worker: the number of this one; 0 is the chief. It warns of damage, and another
+        worker only of that to its own part.
       num_workers: how many there are.
     """
     self._directory, self._keep = directory, keep
@@ -271,7 +273,7 @@ def _seen(path: str, count: int) -> bool:
   for number in range(count):
     index = f"{path_of_worker(path, number, count)}.index"
     while not tf.io.gfile.exists(index):
-      if not threading.main_thread().is_alive():
+      if LEAVING.is_set() or not threading.main_thread().is_alive():
         return False
       if time.monotonic() > deadline:
         raise UserError(

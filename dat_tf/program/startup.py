@@ -20,6 +20,8 @@ from absl import app, flags
 from dat_tf.base.errors import UserError, exit_on_user_error
 from dat_tf.config import flagfiles
 
+# Set once the process ends: from then on no thread may wait for other workers.
+LEAVING = threading.Event()
 _MAKING, _TEMPORARY = ".dat-tf-making-", ".dat-tf-temporary-"
 
 
@@ -72,6 +74,7 @@ def leave(code: Union[int, str, None]) -> NoReturn:
   if isinstance(code, str):
     print(code, file=sys.stderr)
     code = 1
+  LEAVING.set()
   for thread in threading.enumerate():  # a checkpoint may be on its way
     if not thread.daemon and thread is not threading.current_thread():
       thread.join()

@@ -22,6 +22,8 @@ def status(directory: RunDirectory) -> str:
   if not starts:
     raise UserError(f"{path} tells of no training: there is no {directory.events}.")
   owner, last = owner_of(path), events[-1]
+  # A start goes on from what is saved.
+  saved = [event for event in events if event["event"] in ("start", "save")][-1]
   lines = [
     f"{path}: process {owner['pid']} on {owner['host']} is at work since "
     f"{owner['since']}."
@@ -29,8 +31,8 @@ def status(directory: RunDirectory) -> str:
     else f"{path}: nothing runs there."
   ]
   lines.append(
-    f"{starts[-1]['workers']} worker(s); {last['epochs']} epoch(s), {last['step']} "
-    f"step(s) are done and saved, {_ago(last)} ago."
+    f"{starts[-1]['workers']} worker(s); {saved['epochs']} epoch(s), "
+    f"{saved['step']} step(s) are done and saved, {_ago(saved)} ago."
   )
   if len(starts) > 1:
     cause = starts[-1].get("cause")
